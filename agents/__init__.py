@@ -1,0 +1,1 @@
+"""What is done with records: leaf, region, resolver, alerts, models and the cascade. Only this room knows models."""

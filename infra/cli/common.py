@@ -1,0 +1,71 @@
+"""What the commands share: reading the site's file, failing with one clear message, and JSON for programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from rich.console import Console
+
+from schemas.config import InvalidConfig, SiteConfig, parse
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_CONFIG = "headwater.toml"
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class CommandFailed(click.ClickException):
+    """A command that could not do its work: what happened and what to do, in one message. Exit code 1."""
+
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"headwater: {self.format_message()}", err=True)
+
+
+def config_option(command: F) -> F:
+    """`-c/--config FILE`, also from HEADWATER_CONFIG."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        default=DEFAULT_CONFIG,
+        envvar="HEADWATER_CONFIG",
+        show_default=True,
+        show_envvar=True,
+        metavar="FILE",
+        help="The site's configuration.",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    """`--json`: print one JSON document (or one a line) instead of text for people."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def load_config(path: str) -> SiteConfig:
+    """Read a site's file; raises `CommandFailed` with what is wrong and what to do."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CommandFailed(f"there is no file {path}: `headwater config init` writes one, or name yours with --config FILE") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandFailed(f"{path} cannot be read: {error}") from None
+    try:
+        return parse(text, os.environ, where=path)
+    except InvalidConfig as error:
+        raise CommandFailed(str(error)) from None
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+    sys.stdout.flush()

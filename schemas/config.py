@@ -1,0 +1,260 @@
+"""The configuration of one site: one TOML file, typed, every field with a sentence that says what it does.
+
+The sentences (`Meta(description=...)`) are what `headwater config init` and `config show` print, so that the file explains itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, field
+
+from schemas.messages import Tier
+from schemas.rules import Rule, Zone
+
+_strict = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
+SiteName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
+Bootstrap = Annotated[str, Meta(pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$|^\[[0-9a-fA-F:]+\]:\d+$")]
+EngineName = Literal["tensorrt", "cuda", "openvino", "cpu"]
+
+
+class InvalidConfig(ValueError):
+    """A configuration that cannot be used; the message holds the path of the field, what was expected, and often the fix."""
+
+
+class Kafka(msgspec.Struct, **_strict):
+    """A Kafka cluster."""
+
+    bootstrap_servers: Annotated[Bootstrap, Meta(description="host:port of one or more brokers, separated by commas")] = "127.0.0.1:9092"
+    properties: Annotated[
+        dict[str, str],
+        Meta(
+            description="further librdkafka settings for every client (security.protocol, sasl.username, ...); ${NAME} reads the environment"
+        ),
+    ] = field(default_factory=dict)
+
+
+class Topics(msgspec.Struct, **_strict):
+    """How topics are created."""
+
+    prefix: Annotated[
+        str, Meta(pattern=r"^[a-z0-9.-]{0,40}$", description="put before every topic and group name; lets several systems share a cluster")
+    ] = ""
+    partitions: Annotated[
+        int, Meta(ge=1, le=256, description="partitions of every topic that is divided by source; never changed in place")
+    ] = 4
+    replication: Annotated[int, Meta(ge=1, le=9, description="copies of every partition; 1 for a cluster of one broker")] = 1
+    frames_retention_s: Annotated[int, Meta(ge=10, description="how long frames stay readable")] = 600
+    frames_retention_bytes: Annotated[int, Meta(ge=1 << 20, description="bytes of frames kept in each partition at most")] = 512 << 20
+    outbox_retention_s: Annotated[
+        int, Meta(ge=60, description="how long what waits for the link is kept: the longest outage to survive")
+    ] = 3 * 86_400
+    outbox_retention_bytes: Annotated[int, Meta(ge=1 << 20, description="bytes of it kept in each partition at most")] = 1 << 30
+    evidence_retention_s: Annotated[int, Meta(ge=60, description="how long the pictures of alerts are kept")] = 14 * 86_400
+
+
+class Ingress(msgspec.Struct, **_strict):
+    """What the leaf takes in."""
+
+    max_age_ms: Annotated[int, Meta(ge=1, description="a frame that waited longer at the broker is dropped, with the reason 'stale'")] = 500
+    max_frame_bytes: Annotated[int, Meta(ge=1024, le=64 << 20, description="a larger frame becomes a dead letter")] = 8 << 20
+
+
+class Engine(msgspec.Struct, **_strict):
+    """What runs the models."""
+
+    prefer: Annotated[
+        tuple[EngineName, ...], Meta(min_length=1, description="engines in order of preference; the first that works is used")
+    ] = ("cpu",)
+    workers: Annotated[int, Meta(ge=1, le=64, description="frames in work at a time")] = 2
+    threads: Annotated[int, Meta(ge=1, le=64, description="threads of one inference; 1 is best on small and shared machines")] = 1
+
+
+class Detector(msgspec.Struct, **_strict):
+    """The model and how its output is read."""
+
+    model: Annotated[
+        str, Meta(min_length=1, description="path of an ONNX file, or nanodet-g for the one that Headwater prepares itself")
+    ] = "nanodet-g"
+    family: Annotated[Literal["nanodet", "yolov8", "detr", "classifier"], Meta(description="layout of the model's outputs")] = "nanodet"
+    sizes: Annotated[
+        tuple[Annotated[int, Meta(ge=32, le=4096)], ...],
+        Meta(min_length=1, description="input sides in pixels; with several the detections are united by non-maximum suppression"),
+    ] = (224,)
+    quantized: Annotated[bool, Meta(description="use int8 weights (of nanodet-g)")] = True
+    labels: Annotated[str, Meta(description="path of a text file with one class name a line; empty: the 80 classes of COCO")] = ""
+    min_score: Annotated[float, Meta(gt=0, lt=1, description="detections below it are not reported")] = 0.25
+    nms_iou: Annotated[float, Meta(gt=0, le=1, description="overlap above which the weaker of two boxes of a class goes")] = 0.6
+    name: Annotated[str, Meta(max_length=128, description="name in verdicts; empty: made from the model, its sizes and precision")] = ""
+    generation: Annotated[
+        int, Meta(ge=0, description="counts roll-outs of the model; of two verdicts of one tier the newer generation's holds")
+    ] = 0
+
+
+class Policy(msgspec.Struct, **_strict):
+    """What is worth asking the region."""
+
+    mode: Annotated[Literal["budgeted", "off"], Meta(description="off: the leaf decides everything alone")] = "budgeted"
+    budget_bytes_per_s: Annotated[int, Meta(ge=1, description="bytes of evidence a second, over all sources of the site")] = 64 << 10
+    burst_s: Annotated[float, Meta(gt=0, le=600, description="seconds of unspent budget that may be spent at once")] = 5.0
+    inferences_per_s: Annotated[float, Meta(gt=0, description="looks a second to ask for until the region has announced its capacity")] = (
+        2.0
+    )
+    unsure_from: Annotated[float, Meta(ge=0, le=1, description="detections with a score from here ...")] = 0.3
+    unsure_to: Annotated[float, Meta(ge=0, le=1, description="... to here make a frame uncertain")] = 0.55
+    deadline_ms: Annotated[
+        int, Meta(ge=100, description="how long an answer of the region is waited for; then the result is 'unanswered'")
+    ] = 10_000
+    ttl_s: Annotated[float, Meta(gt=0, description="how long an escalation is worth sending")] = 86_400.0
+    evidence_side: Annotated[
+        int, Meta(ge=32, le=8192, description="side in pixels that evidence is scaled to: the region's input size")
+    ] = 512
+    evidence_quality: Annotated[int, Meta(ge=1, le=100, description="JPEG quality of evidence")] = 40
+
+
+class Link(msgspec.Struct, **_strict):
+    """The leaf's connection to its region."""
+
+    region: Kafka = field(default_factory=Kafka)
+    region_name: Annotated[SiteName, Meta(description="name of the region's site")] = "region"
+    batch_bytes: Annotated[int, Meta(ge=1024, description="bytes sent before acknowledgements are awaited and the position is written")] = (
+        256 << 10
+    )
+
+
+class Region(msgspec.Struct, **_strict):
+    """What a region serves."""
+
+    sites: Annotated[tuple[SiteName, ...], Meta(description="the leaf sites that may send here; their topics are made from this list")] = ()
+    inferences_per_s: Annotated[
+        float, Meta(gt=0, description="capacity announced to each leaf; 0.8 of what was measured is a good start")
+    ] = 2.0
+
+
+class Metrics(msgspec.Struct, **_strict):
+    """Where Prometheus reads the figures of each process."""
+
+    host: Annotated[str, Meta(description="address to listen on; loopback unless you mean otherwise")] = "127.0.0.1"
+    ports: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=65_535)]],
+        Meta(description="port by role (agent, link, resolver); 0: any free one; a role that is not named gets one too"),
+    ] = field(default_factory=dict)
+
+
+class SiteConfig(msgspec.Struct, **_strict):
+    """One site."""
+
+    name: Annotated[SiteName, Meta(description="name of the site, unique in the fleet: lower-case letters, digits and '-'")]
+    tier: Annotated[Literal["leaf", "region"], Meta(description="leaf: next to the cameras; region: larger models, serves leaves")]
+    data_dir: Annotated[str, Meta(description="folder for what the site keeps on disk; empty: the user's data folder")] = ""
+    kafka: Kafka = field(default_factory=Kafka)
+    topics: Topics = field(default_factory=Topics)
+    ingress: Ingress = field(default_factory=Ingress)
+    engine: Engine = field(default_factory=Engine)
+    detector: Detector = field(default_factory=Detector)
+    rules: tuple[Rule, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+    link: Link | None = None
+    region: Region = field(default_factory=Region)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def __post_init__(self) -> None:
+        names = [rule.name for rule in self.rules]
+        for index, rule in enumerate(self.rules):
+            if names.index(rule.name) != index:
+                raise ValueError(f"rules[{index}].name {rule.name!r} is used twice: give each rule a name of its own")
+            try:
+                Zone(rule.zone)
+            except ValueError as error:
+                raise ValueError(f"rules[{index}].zone: {error}") from None
+        if self.policy.unsure_from > self.policy.unsure_to:
+            raise ValueError(f"policy.unsure_from {self.policy.unsure_from} is above policy.unsure_to {self.policy.unsure_to}: swap them")
+        if self.tier == "region" and self.link is not None:
+            raise ValueError("link is set on a region: the leaf dials, so only a leaf's file has [link]")
+        if self.tier == "region" and not self.region.sites:
+            raise ValueError("region.sites is empty: name the leaf sites that this region serves")
+
+    @property
+    def tier_name(self) -> Tier:
+        return Tier(self.tier)
+
+
+def parse(text: str, environment: Mapping[str, str], *, where: str = "the configuration") -> SiteConfig:
+    """Read a site's TOML; raises `InvalidConfig` with the file, the path of the field and what was expected there.
+
+    Parameters
+    ----------
+    environment
+        Where `${NAME}` in Kafka properties is looked up, so that secrets stay out of files.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{where} is not TOML: {error}") from None
+    try:
+        expanded = _expand(tree, environment)
+        return msgspec.convert(expanded, SiteConfig, strict=True)
+    except msgspec.ValidationError as error:
+        raise InvalidConfig(f"{where}: {error}{_hint(str(error))}") from None
+
+
+def _expand(tree: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Fill `${NAME}` in the values of `properties` tables."""
+    for kafka in (tree.get("kafka"), (tree.get("link") or {}).get("region") if isinstance(tree.get("link"), dict) else None):
+        properties = kafka.get("properties") if isinstance(kafka, dict) else None
+        if not isinstance(properties, dict):
+            continue
+        for name, value in properties.items():
+            if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+                variable = value[2:-1]
+                if variable not in environment:
+                    raise InvalidConfig(f"properties.{name} reads ${{{variable}}}, which is not set in the environment: export it first")
+                properties[name] = environment[variable]
+    return tree
+
+
+def _hint(message: str) -> str:
+    """The nearest known name for an unknown field."""
+
+    if "unknown field" not in message:
+        return ""
+    wrong = message.split("`")[1]
+    close = difflib.get_close_matches(wrong, {path.rpartition(".")[2] for path, *_ in fields()}, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def fields(kind: type = SiteConfig, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
+    """Every field of the configuration as (path, type, sentence, default), in the order of the structs."""
+    hints = get_type_hints(kind, include_extras=True)
+    for info in msgspec.structs.fields(kind):
+        path, hint = f"{prefix}{info.encode_name}", hints[info.name]
+        default = info.default_factory() if info.default_factory is not msgspec.NODEFAULT else info.default
+        inner = next((arg for arg in (hint, *get_args(hint)) if isinstance(arg, type) and issubclass(arg, msgspec.Struct)), None)
+        if inner is not None:
+            yield from fields(inner, f"{path}[]." if get_origin(hint) is tuple else f"{path}.")
+            continue
+        sentence = next((meta.description for meta in getattr(hint, "__metadata__", ()) if meta.description), "")
+        yield path, _plain(hint), sentence, None if default is msgspec.NODEFAULT else default
+
+
+def _plain(hint: Any) -> str:
+    """A type as a person writes it in TOML."""
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return " | ".join(repr(value) for value in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"array of {_plain(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "table"
+    return {str: "string", int: "whole number", float: "number", bool: "true | false"}.get(hint, str(hint))
+
+
+def site_folder(config: SiteConfig, default: PurePath) -> PurePath:
+    """The folder of a site's own files: `data_dir`, else a folder under `default` named after the site."""
+    return PurePath(config.data_dir) if config.data_dir else default / config.name

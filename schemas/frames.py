@@ -1,0 +1,99 @@
+"""A frame: one encoded image from a source, and how it is read from a record, ours or foreign. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+
+import msgspec
+
+from schemas.envelope import FRAME, JPEG, Envelope, Headers, InvalidEnvelope
+from schemas.identity import InvalidIdentity, RecordId, check_source, foreign_id, source_of_key
+
+MAX_FRAME_BYTES = 8 << 20
+_JPEG_START = b"\xff\xd8\xff"
+
+
+class InvalidFrame(ValueError):
+    """A record on `frames` that cannot be a frame; the message says what is wrong with it."""
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """One image: its id, source, capture time (UTC) and JPEG bytes."""
+
+    id: RecordId
+    source: str
+    captured_at: dt.datetime
+    jpeg: bytes
+    traceparent: str | None = None
+
+    def envelope(self) -> Envelope:
+        return Envelope(
+            id=str(self.id),
+            source=self.source,
+            type=FRAME,
+            time=self.captured_at,
+            content_type=JPEG,
+            sequence=self.id.sequence,
+            traceparent=self.traceparent,
+        )
+
+    def to_headers(self) -> Headers:
+        return self.envelope().to_headers()
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where Kafka put a record, and when its broker took it (UTC)."""
+
+    cluster: str
+    topic: str
+    topic_uuid: str
+    partition: int
+    offset: int
+    appended_at: dt.datetime
+
+
+def read_frame(
+    value: bytes | None,
+    key: bytes | None,
+    headers: Iterable[tuple[str, bytes | None]] | None,
+    origin: Origin,
+    *,
+    max_bytes: int = MAX_FRAME_BYTES,
+) -> Frame:
+    """Read a frame from a record's parts, checking sizes and magic bytes first.
+
+    A record without our headers is served too: its id is where Kafka put it, its source comes from the key, its capture time is the
+    broker's.
+
+    Raises
+    ------
+    InvalidFrame
+        For an empty, oversized or non-JPEG value, or a broken envelope.
+    """
+    if not value:
+        raise InvalidFrame("the value is empty: a frame is the bytes of one JPEG image")
+    if len(value) > max_bytes:
+        raise InvalidFrame(f"the value has {len(value)} bytes: a frame has at most {max_bytes} (ingress.max_frame_bytes)")
+    if not value.startswith(_JPEG_START):
+        raise InvalidFrame(f"the value starts with {value[:4].hex()}: a JPEG image starts with ffd8ff")
+    try:
+        envelope = Envelope.from_headers(headers)
+        if envelope is None:
+            return Frame(
+                id=foreign_id(origin.cluster, origin.topic_uuid, origin.partition, origin.offset),
+                source=source_of_key(key, origin.topic, origin.partition),
+                captured_at=origin.appended_at,
+                jpeg=value,
+            )
+        if envelope.type != FRAME:
+            raise InvalidFrame(f"header ce_type is {envelope.type!r:.80}: expected {FRAME!r}")
+        name = RecordId.parse(envelope.id)
+        check_source(envelope.source)
+    except (InvalidEnvelope, InvalidIdentity) as error:
+        raise InvalidFrame(str(error)) from None
+    if name.source != envelope.source:
+        raise InvalidFrame(f"ce_id {envelope.id!r:.120} does not belong to ce_source {envelope.source!r:.80}")
+    if envelope.sequence is not None and envelope.sequence != name.sequence:
+        raise InvalidFrame(f"ce_sequence {envelope.sequence} is not the sequence of ce_id {envelope.id!r:.120}")
+    return Frame(id=name, source=envelope.source, captured_at=envelope.time, jpeg=value, traceparent=envelope.traceparent)

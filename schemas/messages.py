@@ -1,0 +1,256 @@
+"""The values that travel between the stages: verdicts, results, alerts, escalations, drops, epochs and control.
+
+Nothing in them is a wall-clock time of processing: what a stage computes twice is the same twice, so that a duplicate changes nothing.
+When a record was written is Kafka's own timestamp (LogAppendTime); `captured_at` is when its frame was taken.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from typing import Annotated, Self
+
+import msgspec
+from msgspec import Meta
+
+from schemas.detections import Detections
+from schemas.identity import Epoch, InvalidIdentity, RecordId, RecordIdText, Site, Source
+from schemas.records import InvalidRecord, Json, Record
+from schemas.rules import Zone
+
+Confidence = Annotated[float, Meta(ge=0, le=1)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Text = Annotated[str, Meta(max_length=2000)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Utc = Annotated[dt.datetime, Meta(tz=True)]
+
+
+class Tier(enum.StrEnum):
+    LEAF = "leaf"
+    REGION = "region"
+    CLOUD = "cloud"
+
+
+class Status(enum.StrEnum):
+    """How a verdict stands: `final`, `provisional` (a higher tier is asked), `unanswered` (it did not answer in time), `failed`."""
+
+    FINAL = "final"
+    PROVISIONAL = "provisional"
+    UNANSWERED = "unanswered"
+    FAILED = "failed"
+
+
+RANK = {Tier.LEAF: 10, Tier.REGION: 20, Tier.CLOUD: 30}
+LEAF_PREFERRED_RANK = 25  # a leaf that labels have shown to be the better one on a stream
+MAX_RANK = {Tier.LEAF: LEAF_PREFERRED_RANK, Tier.REGION: 20, Tier.CLOUD: 30}  # what a verdict of a tier's topic may claim
+
+
+def _check_id(owner: str, text: str) -> None:
+    try:
+        RecordId.parse(text)
+    except InvalidIdentity as error:
+        raise InvalidRecord(f"{owner}: {error}") from None
+
+
+class Answer(Record, frozen=True, kw_only=True):
+    """What verdicts and results have in common: one tier's answer to one record."""
+
+    id: RecordIdText
+    source: Source
+    captured_at: Utc
+    status: Status
+    detections: Detections
+    confidence: Confidence
+    tier: Tier
+    site: Site
+    rank: Annotated[int, Meta(ge=0, le=99)]
+    generation: Annotated[int, Meta(ge=0, lt=1 << 31)]
+    model: Name
+    model_digest: Digest
+    deadline_ms: Count | None = None
+    evidence: Digest | None = None
+    note: Text | None = None
+
+    def check(self) -> None:
+        _check_id(type(self).__name__, self.id)
+        if (self.status is Status.PROVISIONAL) != (self.deadline_ms is not None):
+            raise InvalidRecord(f"{type(self).__name__} {self.id}: deadline_ms goes with status 'provisional', and only with it")
+
+
+class Verdict(Answer, frozen=True, kw_only=True):
+    """One tier's answer to one record. `deadline_ms` is a duration from when the leaf took the frame; `evidence` is the digest of the
+    bytes that a higher tier judged, `note` says why a verdict is not an ordinary one."""
+
+
+class Result(Answer, frozen=True, kw_only=True):
+    """The join of all verdicts on a record so far. `order` compares as text: of two results of one record the greater holds."""
+
+    order: Annotated[str, Meta(min_length=8, max_length=128)]
+
+
+class AlertState(enum.StrEnum):
+    """States form a chain; a later one holds. `version` in an alert is the state's height."""
+
+    RAISED = "raised"
+    UNREVIEWED = "unreviewed"
+    RETRACTED = "retracted"
+    CONFIRMED = "confirmed"
+    JUDGED = "judged"
+
+    @property
+    def height(self) -> int:
+        return list(AlertState).index(self)
+
+
+class Alert(Record, frozen=True, kw_only=True):
+    """A rule fired on a leaf's verdict, and what became of it. It carries the rule's class, score and zone, so that it can be judged
+    again anywhere. `held_s` is how long the rule had held when it fired."""
+
+    id: Name
+    rule: Name
+    source: Source
+    site: Site
+    record: RecordIdText
+    captured_at: Utc
+    state: AlertState
+    version: Annotated[int, Meta(ge=0, le=4)]
+    label: Annotated[str, Meta(min_length=1, max_length=64)]
+    min_score: Confidence
+    zone: Zone
+    seen: Detections
+    score: Confidence
+    held_s: Annotated[float, Meta(ge=0)]
+    model_digest: Digest
+    deadline_ms: Count
+    decided_by: Tier | None = None
+    note: Text | None = None
+
+    def check(self) -> None:
+        _check_id("Alert", self.record)
+        if self.version != self.state.height:
+            raise InvalidRecord(f"Alert {self.id}: version {self.version} is not the height of state '{self.state}' ({self.state.height})")
+
+
+class Reason(enum.StrEnum):
+    """Why a higher tier is asked."""
+
+    ALERT = "alert"
+    UNCERTAIN = "uncertain"
+    AUDIT = "audit"
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One record that an escalation asks about, with its capture time and what the leaf thought."""
+
+    id: RecordIdText
+    captured_at: Utc
+    detections: Annotated[str, Meta(max_length=1 << 16)] = "[]"
+
+
+class Escalation(Record, frozen=True, kw_only=True):
+    """What a higher tier is asked to judge, and why. It travels in the header `escalation`; the record's value is the evidence."""
+
+    id: Name
+    source: Source
+    site: Site
+    reason: Reason
+    records: Annotated[tuple[Asked, ...], Meta(min_length=1, max_length=300)]
+    evidence: Digest
+    content_type: Name
+    deadline_ms: Count
+    ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)]
+    alerts: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+
+    def check(self) -> None:
+        for asked in self.records:
+            _check_id("Escalation", asked.id)
+
+
+class Ranges(Json):
+    """A set of sequences as sorted, disjoint, inclusive ranges. On the wire: a JSON string of `[first, last]` pairs."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: tuple[tuple[int, int], ...] | list[tuple[int, int]] = ()) -> None:
+        previous = -2
+        for first, last in pairs:
+            if not 0 <= first <= last < 1 << 63 or first <= previous + 1:
+                raise InvalidRecord(f"ranges {list(pairs)!r:.120}: expected sorted [first, last] pairs that neither touch nor overlap")
+            previous = last
+        self.pairs = tuple((int(first), int(last)) for first, last in pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ranges) and self.pairs == other.pairs
+
+    def __hash__(self) -> int:
+        return hash(self.pairs)
+
+    def __repr__(self) -> str:
+        return f"Ranges({list(self.pairs)!r})"
+
+    def to_json(self) -> str:
+        return msgspec.json.encode(self.pairs).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        try:
+            return cls(msgspec.json.decode(text, type=tuple[tuple[int, int], ...]))
+        except msgspec.MsgspecError as error:
+            raise InvalidRecord(f"ranges are a JSON array of [first, last] pairs: {error}") from None
+
+
+class Drop(Record, frozen=True, kw_only=True):
+    """Sequences of one epoch that a stage did not process, and why. For foreign records `epoch` is `cluster/topic-uuid/partition`,
+    `source` is `kafka`, and the sequences are offsets."""
+
+    source: Source
+    epoch: Epoch
+    site: Site
+    stage: Name
+    reason: Name
+    ranges: Ranges
+
+
+class EpochState(enum.StrEnum):
+    STARTED = "started"
+    MARK = "mark"
+    ENDED = "ended"
+
+
+class EpochMark(Record, frozen=True, kw_only=True):
+    """What a producer says of one run of a source: `acknowledged` is the number of sequences (from 0) known to be on the broker or
+    declared dropped; `assigned` the number given out so far."""
+
+    source: Source
+    epoch: Epoch
+    site: Site
+    state: EpochState
+    assigned: Count
+    acknowledged: Count
+    started_at: Utc
+    width: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    height: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    fps: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+
+
+class Control(Record, frozen=True, kw_only=True):
+    """What a region tells a leaf: how many inferences per second it can spend on that site, and the input side (pixels) it wants."""
+
+    site: Site
+    region: Site
+    inferences_per_s: Annotated[float, Meta(ge=0, le=1e6)]
+    input_side: Annotated[int, Meta(ge=32, le=8192)]
+
+
+class Position(Record, frozen=True, kw_only=True):
+    """How far a link has carried one partition: the source cluster and topic it read, the next offset, and who wrote this."""
+
+    cluster: Name
+    topic: Name
+    topic_uuid: Name
+    partition: Count
+    next_offset: Count
+    leader_epoch: Annotated[int, Meta(ge=-1)] = -1
+    generation: Count = 0
+    writer: Name

@@ -1,0 +1,83 @@
+"""Alert rules: what to look for, where, for how long. Judging one frame is pure, so that every tier judges alike."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import msgspec
+from msgspec import Meta
+
+from schemas.detections import Detection, Detections
+from schemas.records import InvalidRecord, Json
+
+Point = tuple[float, float]
+
+
+class Zone(Json):
+    """A polygon in shares of the image's width and height; empty means the whole image. On the wire: a JSON string of `[x, y]` pairs."""
+
+    __slots__ = ("points",)
+
+    def __init__(self, points: tuple[Point, ...] | list[Point] = ()) -> None:
+        self.points = tuple((round(float(x), 4), round(float(y), 4)) for x, y in points)
+        if self.points and len(self.points) < 3:
+            raise InvalidRecord(f"a zone of {len(self.points)} points: a polygon has at least 3, or none for the whole image")
+        if len(self.points) > 64 or not all(0 <= x <= 1 and 0 <= y <= 1 for x, y in self.points):
+            raise InvalidRecord("a zone has at most 64 points, each with x and y from 0 to 1 (shares of the image)")
+
+    def __contains__(self, point: Point) -> bool:
+        """Whether a point lies within, by the even-odd rule."""
+        if not self.points:
+            return True
+        x, y = point
+        inside = False
+        previous = self.points[-1]
+        for current in self.points:
+            (x0, y0), (x1, y1) = previous, current
+            if (y0 > y) != (y1 > y) and x < (x1 - x0) * (y - y0) / (y1 - y0) + x0:
+                inside = not inside
+            previous = current
+        return inside
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Zone) and self.points == other.points
+
+    def __hash__(self) -> int:
+        return hash(self.points)
+
+    def __repr__(self) -> str:
+        return f"Zone({list(self.points)!r})"
+
+    def to_json(self) -> str:
+        return msgspec.json.encode(self.points).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        try:
+            return cls(msgspec.json.decode(text, type=tuple[Point, ...]))
+        except msgspec.MsgspecError as error:
+            raise InvalidRecord(f"a zone is a JSON array of [x, y] pairs: {error}") from None
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When to raise an alert: an object of a class, with a score, standing in a zone, for a time."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="name of the rule, part of its alerts' ids")]
+    label: Annotated[str, Meta(min_length=1, max_length=64, description="class of object, as the model names it")] = "person"
+    min_score: Annotated[float, Meta(gt=0, le=1, description="lowest score that counts")] = 0.5
+    zone: Annotated[
+        tuple[Point, ...],
+        Meta(
+            max_length=64,
+            description="polygon of [x, y] in shares of width and height; where the object stands (foot point); empty: anywhere",
+        ),
+    ] = ()
+    min_duration_s: Annotated[float, Meta(ge=0, le=86_400, description="how long it must be seen without a gap of over 1 s")] = 0.0
+    cooldown_s: Annotated[float, Meta(ge=0, le=86_400, description="least time between two alerts of this rule on one source")] = 10.0
+    sources: Annotated[tuple[str, ...], Meta(description="names of the sources it applies to; empty: all")] = ()
+
+
+def best_match(detections: Detections, label: str, min_score: float, zone: Zone) -> Detection | None:
+    """The best detection that a rule's class, score and zone accept, or None."""
+    fitting = (d for d in detections if d.label == label and d.score >= min_score and d.foot in zone)
+    return max(fitting, key=lambda d: d.score, default=None)
