@@ -1,0 +1,331 @@
+"""The link: carries topics between a leaf's Kafka and its region's. The leaf dials; both directions run here. At least once; nothing is
+kept on the link's own disk.
+
+1. The destination's positions say how far each partition was carried: `up.<site>.positions` at the region, `positions` at the leaf. They
+   are bound to the source's cluster id and topic uuid.
+2. On every (re)connect a lane reads them and goes on there.
+3. Loop: take records within a bound of bytes; produce them idempotently with their keys and headers; after all acknowledgements, produce
+   the position. A failure in between repeats records, which the join makes invisible.
+4. Names differ on both ends (`streams.topology.mirrors`), so nothing can loop.
+5. A position below the source's low watermark means that retention was shorter than the outage: the lost range is said exactly.
+
+Each topic is a lane with a thread and a consumer of its own, so that a backlog of verdicts does not delay an alert.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from schemas.config import SiteConfig
+from schemas.messages import Position
+from streams import telemetry
+from streams.clients import BrokerUnavailable, Clients, ClusterInfo
+from streams.message import KafkaRecord, Pairs
+from streams.partition import partition_of
+from streams.positions import headers_of, read_positions, start_of
+from streams.topology import Mirror, Role, Topology, mirrors, region_view
+
+log = logging.getLogger("headwater.link")
+
+# What people do not wait for is gathered for a moment: fewer requests, and batches that compress well.
+GATHER_S = {"verdicts": 0.5, "drops": 0.5, "epochs": 1.0}
+RETRY_S = (0.2, 5.0)
+SILENT_S = 3.0  # requests without an answer for so long: the region is away, though the socket still stands
+# An outage is noticed by requests that time out, and must not hide behind the defaults of a minute.
+_THIN = {"socket.timeout.ms": 10_000, "socket.connection.setup.timeout.ms": 5_000, "statistics.interval.ms": 1_000}
+
+
+class LinkFailed(RuntimeError):
+    """A lane cannot go on as it is; it starts again from its position."""
+
+
+class Link:
+    """Runs every lane of a leaf until it is stopped.
+
+    Parameters
+    ----------
+    config
+        The leaf's configuration, with `[link]`.
+    """
+
+    def __init__(self, config: SiteConfig) -> None:
+        leaf, region = Topology(config), region_view(config)
+        self.mirrors = mirrors(leaf, region)
+        self.name = f"{config.name}.link"
+        self.writer = f"{config.name}-{uuid.uuid4().hex[:12]}"
+        self.leaf = Clients(config.kafka, self.name)
+        self.region = Clients(region.config.kafka, self.name)
+        self.batch_bytes = config.link.batch_bytes if config.link else 0
+        self.positions = {"up": region.role(Role.LINK).write("up.positions", config.name), "down": leaf.role(Role.LINK).write("positions")}
+        self.wire = Wire()
+        self.halt = threading.Event()
+        self._lanes: list[Lane] = []
+        self._running: set[str] = set()
+
+    def start(self) -> None:
+        """Start the lanes; each waits for its clusters by itself."""
+        thin = {**_THIN, "stats_cb": self.wire.watch("producer"), "compression.type": "zstd"}
+        self._up = Outbound(self.region.producer(linger_ms=5, **thin), "up")
+        self._down = Outbound(self.leaf.producer(linger_ms=1), "down")
+        for mirror in self.mirrors:
+            lane = Lane(self, mirror, self._up if mirror.direction == "up" else self._down)
+            self._lanes.append(lane)
+            lane.start()
+
+    def opened(self, lane: Lane) -> None:
+        self._running.add(lane.name)
+        telemetry.READY.set(int(len(self._running) == len(self.mirrors)))
+
+    def closed(self, lane: Lane) -> None:
+        self._running.discard(lane.name)
+        telemetry.READY.set(0)
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Stop the lanes; what was carried without a position is carried again at the next start."""
+        self.halt.set()
+        until = time.monotonic() + timeout_s
+        for lane in self._lanes:
+            lane.join(max(0.1, until - time.monotonic()))
+        for outbound in (self._up, self._down):
+            outbound.close()
+
+
+class Lane(threading.Thread):
+    """Carries one topic, partition by partition, in order."""
+
+    def __init__(self, link: Link, mirror: Mirror, outbound: Outbound) -> None:
+        super().__init__(name=f"lane-{mirror.source.base}", daemon=True)
+        self.link, self.mirror, self.outbound = link, mirror, outbound
+        upward = mirror.direction == "up"
+        self.source_clients, self.target_clients = (link.leaf, link.region) if upward else (link.region, link.leaf)
+        self.positions = link.positions[mirror.direction]
+        self.gather_s = GATHER_S.get(mirror.source.base, 0.0)
+        self._labels = (mirror.direction, mirror.source.base)
+
+    def run(self) -> None:
+        attempt = 0
+        while not self.link.halt.is_set():
+            started = time.monotonic()
+            try:
+                self._carry()
+            except (BrokerUnavailable, LinkFailed, KafkaException) as error:
+                attempt = 0 if time.monotonic() - started > 60 else attempt + 1
+                if attempt == 1:
+                    log.warning("a lane stopped and will go on: %s", error, extra={"lane": self.mirror.source.name})
+                first, longest = RETRY_S
+                self.link.halt.wait(random.uniform(first, min(longest, first * 2**attempt)))  # noqa: S311 - jitter
+            except Exception:  # a lane's last line of defence: said loudly, then tried again, since a link must not die silently
+                log.exception("a lane failed", extra={"lane": self.mirror.source.name})
+                self.link.halt.wait(RETRY_S[1])
+
+    def _carry(self) -> None:
+        source = self.mirror.source
+        info = self.source_clients.cluster([source.name])
+        if source.name not in info.topics:
+            raise LinkFailed(f"topic {source.name} does not exist yet: `headwater topology create` makes it")
+        known = read_positions(self.target_clients, self.positions)
+        settings: dict[str, Any] = {"fetch.wait.max.ms": 500, "fetch.message.max.bytes": max(source.max_message_bytes, 1 << 20)}
+        if self.mirror.direction == "down":
+            settings |= {**_THIN, "stats_cb": self.link.wire.watch(self.name), "fetch.wait.max.ms": 5_000}
+        consumer = self.source_clients.consumer(None, **settings)
+        try:
+            consumer.assign([self._start(consumer, known, partition, info) for partition in range(info.topics[source.name][1])])
+            self.link.opened(self)
+            log.info("lane open", extra={"lane": source.name, "direction": self.mirror.direction})
+            while not self.link.halt.is_set():
+                batch = self._gather(consumer)
+                if batch:
+                    self._send(batch)
+                    self._commit(batch, info)
+        finally:
+            self.link.closed(self)
+            consumer.close()
+
+    def _start(self, consumer: Consumer, known: dict[tuple[str, int], Position], partition: int, info: ClusterInfo) -> TopicPartition:
+        source = self.mirror.source
+        offset = start_of(known.get((source.name, partition)), source, partition, info)
+        low, high = consumer.get_watermark_offsets(TopicPartition(source.name, partition), timeout=10)
+        if offset < low:
+            if offset or (source.name, partition) in known:
+                telemetry.LINK_LOST.labels(source.base).inc(low - offset)
+                log.error(
+                    "retention removed records before the link carried them",
+                    extra={"lane": source.name, "partition": partition, "first": offset, "last": low - 1},
+                )
+            offset = low
+        elif offset > high:
+            log.error("the source's log was cut behind our position", extra={"lane": source.name, "partition": partition, "at": offset})
+            offset = high
+        return TopicPartition(source.name, partition, offset)
+
+    def _gather(self, consumer: Consumer) -> list[KafkaRecord]:
+        """Records up to the bound of bytes, gathered for a moment where nobody waits for them."""
+        first = consumer.poll(0.5)
+        if first is None:
+            return []
+        if self.gather_s:
+            self.link.halt.wait(self.gather_s)
+        batch: list[KafkaRecord] = []
+        size = 0
+        messages = [first]
+        while messages:
+            for message in messages:
+                if (error := message.error()) is not None:
+                    self._check(error)
+                    continue
+                batch.append(cast(KafkaRecord, message))
+                size += len(message)
+            messages = consumer.consume(32, 0) if size < self.link.batch_bytes else []
+        return batch
+
+    def _check(self, error: KafkaError) -> None:
+        if not error.retriable() and error.code() not in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT):
+            raise LinkFailed(f"{self.mirror.source.name}: {error.str()} ({error.name()})")
+
+    def _send(self, batch: Sequence[KafkaRecord]) -> None:
+        target = self.mirror.target
+        acks = self.outbound.open(self.link.halt)
+        size = 0
+        for message in batch:
+            headers = message.headers() or []
+            partition = partition_of(_source_of(message, headers), target.partitions) if target.by_source else 0
+            acks.produce(target.name, message.key(), message.value(), headers, partition)
+            size += len(message.key() or b"") + len(message.value() or b"") + sum(len(name) + len(value or b"") for name, value in headers)
+        acks.wait()
+        telemetry.LINK_RECORDS.labels(*self._labels).inc(len(batch))
+        telemetry.LINK_PAYLOAD.labels(*self._labels).inc(size)
+
+    def _commit(self, batch: Sequence[KafkaRecord], info: ClusterInfo) -> None:
+        source = self.mirror.source
+        last = {message.partition(): message for message in batch}
+        epochs = {partition: cast(Message, message).leader_epoch() for partition, message in last.items()}
+        acks = self.outbound.open(self.link.halt)
+        for partition, message in last.items():
+            position = Position(
+                cluster=info.id,
+                topic=source.name,
+                topic_uuid=info.topics[source.name][0],
+                partition=partition,
+                next_offset=message.offset() + 1,
+                leader_epoch=-1 if (epoch := epochs[partition]) is None else epoch,
+                writer=self.link.writer,
+            )
+            headers = headers_of(position, self.link.name, dt.datetime.now(dt.UTC))
+            acks.produce(self.positions.name, f"{source.name}/{partition}".encode(), position.to_bytes(), headers, 0)
+        acks.wait()
+
+
+class Outbound:
+    """A producer shared by the lanes of one direction, and the thread that serves its delivery reports."""
+
+    def __init__(self, producer: Producer, direction: str) -> None:
+        self.producer = producer
+        self._halt = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name=f"link-{direction}", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._halt.is_set():
+            self.producer.poll(0.2)
+
+    def open(self, halt: threading.Event) -> Acks:
+        return Acks(self.producer, halt)
+
+    def close(self) -> None:
+        self._halt.set()
+        self._thread.join(2)
+        self.producer.purge()
+
+
+class Acks:
+    """The acknowledgements of one batch."""
+
+    def __init__(self, producer: Producer, halt: threading.Event) -> None:
+        self._producer, self._halt = producer, halt
+        self._open = 0
+        self._error: KafkaError | None = None
+        self._changed = threading.Condition()
+
+    def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Pairs | list[tuple[str, bytes]], partition: int) -> None:
+        with self._changed:
+            self._open += 1
+        while True:
+            try:
+                self._producer.produce(topic, value=value, key=key, headers=list(headers), partition=partition, on_delivery=self._report)
+                return
+            except BufferError:
+                if self._halt.wait(0.01):
+                    raise LinkFailed("the link is stopping") from None
+
+    def _report(self, error: KafkaError | None, message: Message) -> None:
+        with self._changed:
+            self._open -= 1
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait for all; an outage waits here. Raises `LinkFailed` if one was refused, or if the link is stopped meanwhile."""
+        with self._changed:
+            while self._open:
+                self._changed.wait(0.5)
+                if self._halt.is_set() and self._open:
+                    raise LinkFailed("the link is stopping")
+        if self._error is not None:
+            raise LinkFailed(f"the destination refused a record: {self._error.str()} ({self._error.name()})")
+
+
+class Wire:
+    """What the clients of the region count themselves: bytes on the wire, and whether the region answers."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], int] = {}
+        self._answered: tuple[int, float] = (0, time.monotonic())
+        self._lock = threading.Lock()
+        telemetry.LINK_UP.set(0)
+
+    def watch(self, client: str) -> Any:
+        """A statistics callback for one client."""
+
+        def report(text: str) -> None:
+            stats = json.loads(text)
+            with self._lock:
+                for direction, field in (("up", "txbytes"), ("down", "rxbytes")):
+                    total = stats.get(field, sum(broker.get(field, 0) for broker in stats["brokers"].values()))
+                    key = (client, direction)
+                    before = self._seen.get(key, 0)
+                    telemetry.LINK_WIRE.labels(direction).inc(total - before if total >= before else total)
+                    self._seen[key] = total
+                if client == "producer":
+                    self._judge(stats["brokers"].values())
+
+        return report
+
+    def _judge(self, brokers: Any) -> None:
+        answers = sum(broker["rx"] for broker in brokers)
+        waiting = sum(broker["waitresp_cnt"] + broker["outbuf_cnt"] for broker in brokers)
+        count, at = self._answered
+        now = time.monotonic()
+        if answers != count or not waiting:
+            self._answered = (answers, now)
+            at = now
+        up = any(broker["state"] == "UP" for broker in brokers) and now - at < SILENT_S
+        telemetry.LINK_UP.set(int(up))
+
+
+def _source_of(message: KafkaRecord, headers: Pairs) -> str:
+    """The source that decides the partition; every producer of ours names it, a foreign one's key stands in."""
+    for name, value in headers:
+        if name == "ce_source" and value:
+            return str(value.decode(errors="replace"))
+    key = message.key()
+    return key.decode(errors="replace") if key else ""

@@ -1,0 +1,92 @@
+"""How each value becomes a record: its topic's key, its CloudEvents headers, and the source that decides its partition."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from schemas import envelope
+from schemas.envelope import Envelope, Headers
+from schemas.frames import Frame
+from schemas.identity import RecordId
+from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Verdict
+from streams.sink import Output
+from streams.topology import Topic
+
+ESCALATION_HEADER = "escalation"  # beside the evidence in the value: who is asked what, as JSON
+
+
+def answer(topic: Topic, value: Answer, traceparent: str | None = None) -> Output:
+    """A verdict or a result, keyed by its record."""
+    kind = envelope.VERDICT if isinstance(value, Verdict) else envelope.RESULT
+    sequence = RecordId.parse(value.id).sequence
+    headers = Envelope(
+        id=value.id, source=value.source, type=kind, time=value.captured_at, sequence=sequence, traceparent=traceparent
+    ).to_headers()
+    return Output(topic, value.source, value.id, value.to_bytes(), headers)
+
+
+def alert(topic: Topic, value: Alert, traceparent: str | None = None) -> Output:
+    """An alert in one of its states, keyed by its id."""
+    headers = Envelope(
+        id=f"{value.id}/{value.version}",
+        source=value.source,
+        type=envelope.ALERT,
+        time=value.captured_at,
+        subject=value.record,
+        traceparent=traceparent,
+    ).to_headers()
+    return Output(topic, value.source, value.id, value.to_bytes(), headers)
+
+
+def picture(topic: Topic, alert_id: str, frame: Frame) -> Output:
+    """The picture of an alert: its frame's own bytes, keyed by the alert."""
+    headers = Envelope(
+        id=f"{alert_id}/picture",
+        source=frame.source,
+        type=envelope.ALERT_PICTURE,
+        time=frame.captured_at,
+        content_type=envelope.JPEG,
+        subject=str(frame.id),
+        traceparent=frame.traceparent,
+    ).to_headers()
+    return Output(topic, frame.source, alert_id, frame.jpeg, headers)
+
+
+def escalation(topic: Topic, value: Escalation, evidence: bytes, traceparent: str | None = None) -> Output:
+    """Evidence as the value, what is asked in a header, keyed by source."""
+    headers: Headers = Envelope(
+        id=value.id,
+        source=value.source,
+        type=envelope.ESCALATION,
+        time=value.records[0].captured_at,
+        content_type=value.content_type,
+        traceparent=traceparent,
+    ).to_headers()
+    return Output(topic, value.source, value.source, evidence, [*headers, (ESCALATION_HEADER, value.to_bytes())])
+
+
+def drop(topic: Topic, value: Drop, now: dt.datetime, source: str | None = None) -> Output:
+    """Sequences that a stage did not process. `source` is given for foreign records, whose `Drop.source` is `kafka`."""
+    key = f"{value.source}/{value.epoch}/{value.site}/{value.stage}"
+    first = value.ranges.pairs[0][0] if value.ranges.pairs else 0
+    headers = Envelope(id=f"{key}/{value.reason}/{first}", source=source or value.source, type=envelope.DROP, time=now).to_headers()
+    return Output(topic, source or value.source, key, value.to_bytes(), headers)
+
+
+def epoch(topic: Topic, value: EpochMark, now: dt.datetime, stage: str = "producer") -> Output:
+    """What a producer says of a run of its source."""
+    key = f"{value.source}/{value.epoch}/{value.site}/{stage}"
+    headers = Envelope(id=f"{key}/{value.state}/{value.assigned}", source=value.source, type=envelope.EPOCH, time=now).to_headers()
+    return Output(topic, value.source, key, value.to_bytes(), headers)
+
+
+def control(topic: Topic, value: Control, now: dt.datetime) -> Output:
+    """A region's capacity for one site."""
+    headers = Envelope(id=f"{value.region}/{value.site}/control", source=value.region, type=envelope.CONTROL, time=now).to_headers()
+    return Output(topic, value.site, value.site, value.to_bytes(), headers)
+
+
+def escalation_of(headers: list[tuple[str, bytes | None]] | None) -> Escalation:
+    """What an escalation asks, from its record's headers; raises `InvalidRecord` or `InvalidEnvelope`."""
+    envelope.check_bounds(list(headers or ()))
+    return Escalation.from_bytes(dict(headers or ()).get(ESCALATION_HEADER) or b"")
