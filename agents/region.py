@@ -1,0 +1,122 @@
+"""The region: judges the evidence that leaves sent, with a better model, and writes its verdicts once, for the leaf that asked.
+
+Site and tier come from the topic's name, never from the payload: a site cannot speak for another. A verdict is a pure function of the
+evidence's bytes, whose digest travels with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from agents.inference.detector import Detector, Look
+from agents.inference.images import UndecodableImage
+from agents.leaf import confidence
+from schemas.config import SiteConfig
+from schemas.detections import Detections
+from schemas.envelope import InvalidEnvelope
+from schemas.identity import RecordId, content_digest
+from schemas.messages import RANK, Asked, Control, Escalation, Status, Tier, Verdict
+from schemas.records import InvalidRecord
+from streams import outputs, telemetry
+from streams.delivery import Emitted, Rejected
+from streams.message import KafkaRecord
+from streams.outputs import escalation_of
+from streams.sink import Output
+from streams.topology import RoleView, Topic
+
+
+class InvalidEvidence(ValueError):
+    """Evidence that cannot be judged: empty, too large, or not what its digest says."""
+
+
+class Region:
+    """The work of the region agent, for `streams.delivery.Delivery`."""
+
+    def __init__(self, config: SiteConfig, role: RoleView, detector: Detector) -> None:
+        self.config, self.role, self.detector = config, role, detector
+        self.name = config.detector.name or detector.name
+        self._pool = ThreadPoolExecutor(config.engine.workers, thread_name_prefix="look")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def work(self, topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> AsyncIterator[Emitted | Rejected]:
+        """Judge the escalations of one batch, each as soon as it is judged."""
+        tasks = {asyncio.ensure_future(self._judge(topic, index, record)) for index, record in enumerate(records)}
+        try:
+            for task in asyncio.as_completed(tasks):
+                yield await task
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _judge(self, topic: Topic, index: int, record: KafkaRecord) -> Emitted | Rejected:
+        site = topic.site or ""
+        try:
+            asked = escalation_of(record.headers())
+            evidence = check_evidence(record.value(), asked)
+        except (InvalidRecord, InvalidEnvelope, InvalidEvidence) as error:
+            return Rejected(index, error)
+        try:
+            look = await asyncio.get_running_loop().run_in_executor(self._pool, self._look, evidence)
+        except UndecodableImage as error:
+            return Rejected(index, error, asked.id)
+        trace = dict(record.headers() or ()).get("ce_traceparent")
+        target = self.role.write("down.verdicts", site)
+        answers = tuple(
+            outputs.answer(target, self._verdict(asked, each, look), trace.decode() if trace else None) for each in asked.records
+        )
+        telemetry.VERDICTS.labels(Status.FINAL).inc(len(answers))
+        return Emitted(index, answers)
+
+    def _look(self, evidence: bytes) -> Look:
+        look = self.detector.look(evidence)
+        telemetry.observe_stages({**look.stages._asdict(), "look": look.stages.total_s})
+        return look
+
+    def _verdict(self, asked: Escalation, record: Asked, look: Look) -> Verdict:
+        return Verdict(
+            id=record.id,
+            source=asked.source,
+            captured_at=record.captured_at,
+            status=Status.FINAL,
+            detections=look.detections,
+            confidence=confidence(Detections(look.detections)),
+            tier=Tier.REGION,
+            site=self.config.name,
+            rank=RANK[Tier.REGION],
+            generation=self.config.detector.generation,
+            model=self.name,
+            model_digest=self.detector.digest,
+            evidence=asked.evidence,
+        )
+
+    def announcements(self, now: dt.datetime) -> list[Output]:
+        """The region's capacity, for every site: an equal share each."""
+        sites = self.config.region.sites
+        share = self.config.region.inferences_per_s / len(sites)
+        side = max(self.config.detector.sizes)
+        return [
+            outputs.control(
+                self.role.write("down.control", site),
+                Control(site=site, region=self.config.name, inferences_per_s=share, input_side=side),
+                now,
+            )
+            for site in sites
+        ]
+
+
+def check_evidence(value: bytes | None, asked: Escalation) -> bytes:
+    """The evidence of an escalation, if it is what its digest says, and its records belong to its source; raises `InvalidEvidence`."""
+    if not value:
+        raise InvalidEvidence(f"escalation {asked.id} has no evidence: its value is empty")
+    if (found := content_digest(value)) != asked.evidence:
+        raise InvalidEvidence(f"escalation {asked.id}: the evidence has digest {found[:16]}…, its header says {asked.evidence[:16]}…")
+    for record in asked.records:
+        name = RecordId.parse(record.id)
+        if not name.foreign and name.source != asked.source:
+            raise InvalidEvidence(f"escalation {asked.id} of source {asked.source} asks about {record.id}, which is another's")
+    return value
