@@ -1,0 +1,141 @@
+"""`headwater demo`: the whole on this machine, with real parts, ending with an account of every frame."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import msgspec
+from rich.live import Live
+
+from infra import logs
+from infra.cli.common import CommandFailed, err, out
+from infra.processes import ProcessFailed, ended_by_signals
+
+_LINE_EVERY_S = 5.0
+
+
+class Outage(click.ParamType):
+    """`START:LENGTH` in seconds."""
+
+    name = "START:LENGTH"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            start, length = (float(part) for part in str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r}: expected START:LENGTH in seconds, such as 20:15", param, ctx)
+        if start < 0 or length <= 0:
+            self.fail(f"{value!r}: START is 0 or more and LENGTH more than 0", param, ctx)
+        return start, length
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(5, 86_400), default=60.0, show_default=True, help="How long the cameras run.")
+@click.option("--cameras", type=click.IntRange(1, 64), help="Cameras at 30 frames/s; without it, as many as this machine holds.")
+@click.option("--video", type=click.Path(path_type=Path), help="A video of yours; without it, the demo's is fetched.")
+@click.option("--outage", type=Outage(), help="Cut the link START seconds after the first frame, for LENGTH seconds.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the figures to FILE.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Keep logs, configuration and topics in DIR.")
+def demo(
+    seconds: float, cameras: int | None, video: Path | None, outage: tuple[float, float] | None, json_file: Path | None, keep: Path | None
+) -> int:
+    """See the whole on this machine: real video, two Kafkas, two tiers, an outage.
+
+    The first run fetches Kafka, a video and a model, and keeps them. It ends with an account of every frame, and exits with 1 if the
+    account does not add up or another promise was not kept.
+
+    \b
+    Examples:
+      headwater demo --seconds 60 --outage 20:15
+      headwater demo --cameras 1 --video gate.mp4 --json figures.json
+    """
+    if outage is not None and outage[0] + outage[1] >= seconds:
+        raise click.UsageError(f"--outage {outage[0]:g}:{outage[1]:g} does not end within --seconds {seconds:g}")
+    logs.setup(level="ERROR")
+    with ended_by_signals(), _folder(keep) as folder:
+        return _play(folder, seconds, cameras, video, outage, json_file, kept=keep)
+
+
+def _play(
+    folder: Path,
+    seconds: float,
+    cameras: int | None,
+    video: Path | None,
+    outage: tuple[float, float] | None,
+    json_file: Path | None,
+    kept: Path | None,
+) -> int:
+    from infra.demo.prepare import CannotPrepare, prepare
+    from infra.demo.report import report
+    from infra.demo.scenario import Demo, DemoFailed, Plan
+    from infra.demo.view import line, live, summary
+    from infra.kafka.broker import KafkaFailed
+    from streams.clients import BrokerUnavailable
+
+    try:
+        ready = prepare(video, say=_say)
+    except CannotPrepare as error:
+        raise CommandFailed(str(error)) from None
+    count = cameras or ready.measured.cameras
+    _say(
+        f"this machine: a look takes {ready.measured.leaf_ms:.1f} ms ({ready.measured.engine}, {ready.measured.cores} cores), one of the region "
+        f"{ready.measured.region_ms:.0f} ms: {count} camera{'s' if count > 1 else ''}, {ready.measured.inferences_per_s:g} looks/s"
+    )
+    run = Demo(Plan(video=ready.video, seconds=seconds, cameras=count, outage=outage, folder=folder, measured=ready.measured), _say)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(run.close)
+            run.prepare()
+            if out.is_terminal:
+                page = stack.enter_context(Live(console=out, refresh_per_second=4, transient=True))
+                for elapsed in run.play():
+                    page.update(live(run, elapsed))
+            else:
+                said = -_LINE_EVERY_S
+                for elapsed in run.play():
+                    if elapsed - said >= _LINE_EVERY_S:
+                        said = elapsed
+                        out.print(line(run, elapsed))
+            account = run.settle()
+            found = report(run, account)
+            if json_file is not None:
+                json_file.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+            _say("stopping")
+    except (DemoFailed, KafkaFailed, ProcessFailed, BrokerUnavailable) as error:
+        if kept is None:
+            saved = _rescue_logs(folder)
+            raise CommandFailed(str(error).replace(str(folder / "logs"), str(saved))) from None
+        raise CommandFailed(str(error)) from None
+    out.print()
+    out.print(summary(found, str(kept) if kept else None))
+    return 1 if found.failures else 0
+
+
+def _say(text: str) -> None:
+    err.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}")
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None):  # type: ignore[no-untyped-def]
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        if any(keep.iterdir()):
+            raise CommandFailed(f"--keep {keep} is not empty: name a new folder")
+        yield keep.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="headwater-demo-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _rescue_logs(folder: Path) -> Path:
+    """A failed run's logs outlive its folder."""
+    saved = Path(tempfile.mkdtemp(prefix="headwater-demo-logs-"))
+    shutil.copytree(folder / "logs", saved, dirs_exist_ok=True) if (folder / "logs").exists() else None
+    return saved

@@ -1,0 +1,76 @@
+"""The figures of a demo run: what the observer's lines, the processes' metrics, the proxy and the account add up to."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from infra.demo.observer import Line, SeenAlert, SeenAnswer, SeenVerdict, Trouble
+
+
+class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies in milliseconds, and on how many frames they rest."""
+
+    p50: float
+    p95: float
+    p99: float
+    frames: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], frames: int | None = None) -> Percentiles | None:
+        if not values:
+            return None
+        p50, p95, p99 = np.percentile(np.asarray(values), (50, 95, 99))
+        return cls(p50=round(float(p50), 1), p95=round(float(p95), 1), p99=round(float(p99), 1), frames=frames or len(values))
+
+
+class Tally:
+    """Counts what was observed; fed by one thread, read by another between two lines."""
+
+    def __init__(self) -> None:
+        self.verdict_ms: list[float] = []
+        self.alert_ms: list[float] = []
+        self.alert_frames: set[str] = set()
+        self.recent: deque[tuple[float, float]] = deque(maxlen=4000)  # (read at, latency in ms) of verdicts
+        self.alerts: dict[str, SeenAlert] = {}
+        self.raised_at: list[float] = []
+        self.answers: dict[str, SeenAnswer] = {}
+        self.changed: set[str] = set()
+        self.answered_at: list[float] = []
+        self.troubles: list[Trouble] = []
+
+    def take(self, line: Line) -> None:
+        match line:
+            case SeenVerdict():
+                self.verdict_ms.append(line.latency_ms)
+                self.recent.append((line.read_at, line.latency_ms))
+            case SeenAlert():
+                if line.alert not in self.alerts and line.state == "raised":
+                    self.alert_ms.append(line.latency_ms)
+                    self.alert_frames.add(line.record)
+                    self.raised_at.append(line.read_at)
+                self.alerts[line.alert] = line
+            case SeenAnswer():
+                self.answers[line.record] = line
+                self.answered_at.append(line.read_at)
+                if line.added or line.removed:
+                    self.changed.add(line.record)
+            case Trouble():
+                self.troubles.append(line)
+
+    def states(self) -> dict[str, int]:
+        """Alerts by the state they are in."""
+        found: dict[str, int] = {}
+        for alert in list(self.alerts.values()):
+            found[alert.state] = found.get(alert.state, 0) + 1
+        return found
+
+    def rate(self, now: float, over_s: float = 3.0) -> float:
+        """Verdicts a second, lately."""
+        return sum(1 for at, _ in list(self.recent) if now - over_s < at <= now) / over_s
+
+    def lately(self, now: float, over_s: float = 10.0) -> Percentiles | None:
+        return Percentiles.of([ms for at, ms in list(self.recent) if at > now - over_s])

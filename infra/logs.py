@@ -1,0 +1,63 @@
+"""Logs: one event a line with its fields, as text for people or JSON for programs, on standard error."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import sys
+from typing import Any
+
+import msgspec
+
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+_NOISY = {"faust": "WARNING", "mode": "WARNING", "aiokafka": "WARNING", "asyncio": "WARNING", "headwater.librdkafka": "ERROR"}
+
+
+def setup(*, as_json: bool = False, level: str = "INFO", **fixed: str) -> None:
+    """Send the logs of this process to standard error. `fixed` fields (site, role) stand on every line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(fixed) if as_json else TextLines(fixed))
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for name, least in _NOISY.items():
+        logging.getLogger(name).setLevel(least)
+
+
+def _fields(record: logging.LogRecord, fixed: dict[str, str]) -> dict[str, Any]:
+    return {**fixed, **{name: value for name, value in vars(record).items() if name not in _STANDARD and not name.startswith("_")}}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return dt.datetime.fromtimestamp(record.created, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+class TextLines(logging.Formatter):
+    """`time LEVEL logger: message  field=value ...`"""
+
+    def __init__(self, fixed: dict[str, str]) -> None:
+        super().__init__()
+        self.fixed = fixed
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record, self.fixed).items())
+        line = f"{_time(record)} {record.levelname:<7} {record.name}: {record.getMessage()}" + (f"  {fields}" if fields else "")
+        return line + ("\n" + self.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else "")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def __init__(self, fixed: dict[str, str]) -> None:
+        super().__init__()
+        self.fixed = fixed
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {"time": _time(record), "level": record.levelname, "logger": record.name, "event": record.getMessage()}
+        line |= _fields(record, self.fixed)
+        if record.exc_info and record.exc_info[0]:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    return f'"{text}"' if " " in text or not text else text
