@@ -1,11 +1,12 @@
 """The configuration of one site: one TOML file, typed, every field with a sentence that says what it does.
 
-The sentences (`Meta(description=...)`) are what `headwater config init` and `config show` print, so that the file explains itself.
+The sentences (`Meta(description=...)`) are what `headwater config init` writes, so that the file explains itself; `Meta(title=...)` says
+what a field expects where its pattern would not be understood.
 """
 
 from __future__ import annotations
 
-import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
@@ -14,12 +15,24 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, field
 
+from schemas.faults import expectation, faults
 from schemas.messages import Tier
+from schemas.records import shown
 from schemas.rules import Rule, Zone
 
 _strict = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
-SiteName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$")]
-Bootstrap = Annotated[str, Meta(pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$|^\[[0-9a-fA-F:]+\]:\d+$")]
+MAX_FILE_BYTES = 1 << 20
+YEARS_S = 10 * 365 * 86_400  # no retention is longer
+MAX_BYTES = 1 << 50
+
+SiteName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z", title="1 to 64 of lower-case letters, digits and '-'")]
+Bootstrap = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^\s,:\[\]]+:\d{1,5}(,[^\s,:\[\]]+:\d{1,5})*\Z|^\[[0-9a-fA-F:]+\]:\d{1,5}\Z",
+        title="host:port, several separated by commas, such as 10.0.0.5:9092",
+    ),
+]
 EngineName = Literal["tensorrt", "cuda", "openvino", "cpu"]
 
 
@@ -34,34 +47,55 @@ class Kafka(msgspec.Struct, **_strict):
     properties: Annotated[
         dict[str, str],
         Meta(
-            description="further librdkafka settings for every client (security.protocol, sasl.username, ...); ${NAME} reads the environment"
+            description="more librdkafka settings for every client (security.protocol, sasl.username, ...); ${NAME} reads the environment"
         ),
     ] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for server in self.bootstrap_servers.split(","):
+            port = server.rpartition(":")[2]
+            if port.isdigit() and not 1 <= int(port) <= 65_535:
+                raise ValueError(f"bootstrap_servers is {self.bootstrap_servers!r:.80}: expected a port from 1 to 65535, not {port}")
 
 
 class Topics(msgspec.Struct, **_strict):
     """How topics are created."""
 
     prefix: Annotated[
-        str, Meta(pattern=r"^[a-z0-9.-]{0,40}$", description="put before every topic and group name; lets several systems share a cluster")
+        str,
+        Meta(
+            pattern=r"^[a-z0-9.-]{0,40}\Z",
+            title="up to 40 of lower-case letters, digits, '.' and '-'",
+            description="put before every topic and group name; lets several systems share a cluster",
+        ),
     ] = ""
     partitions: Annotated[
         int, Meta(ge=1, le=256, description="partitions of every topic that is divided by source; never changed in place")
     ] = 4
     replication: Annotated[int, Meta(ge=1, le=9, description="copies of every partition; 1 for a cluster of one broker")] = 1
-    frames_retention_s: Annotated[int, Meta(ge=10, description="how long frames stay readable")] = 600
-    frames_retention_bytes: Annotated[int, Meta(ge=1 << 20, description="bytes of frames kept in each partition at most")] = 512 << 20
+    readers: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(description="consumer groups of yours that may read, such as connect-*; topology check reports any other"),
+    ] = ()
+    frames_retention_s: Annotated[int, Meta(ge=10, le=YEARS_S, description="how long frames stay readable")] = 600
+    frames_retention_bytes: Annotated[int, Meta(ge=1 << 20, le=MAX_BYTES, description="bytes of frames kept in each partition at most")] = (
+        512 << 20
+    )
     outbox_retention_s: Annotated[
-        int, Meta(ge=60, description="how long what waits for the link is kept: the longest outage to survive")
+        int, Meta(ge=60, le=YEARS_S, description="how long what waits for the link is kept: the longest outage to survive")
     ] = 3 * 86_400
-    outbox_retention_bytes: Annotated[int, Meta(ge=1 << 20, description="bytes of it kept in each partition at most")] = 1 << 30
-    evidence_retention_s: Annotated[int, Meta(ge=60, description="how long the pictures of alerts are kept")] = 14 * 86_400
+    outbox_retention_bytes: Annotated[int, Meta(ge=1 << 20, le=MAX_BYTES, description="bytes of it kept in each partition at most")] = (
+        1 << 30
+    )
+    evidence_retention_s: Annotated[int, Meta(ge=60, le=YEARS_S, description="how long the pictures of alerts are kept")] = 14 * 86_400
 
 
 class Ingress(msgspec.Struct, **_strict):
     """What the leaf takes in."""
 
-    max_age_ms: Annotated[int, Meta(ge=1, description="a frame that waited longer at the broker is dropped, with the reason 'stale'")] = 500
+    max_age_ms: Annotated[
+        int, Meta(ge=1, le=86_400_000, description="a frame that waited longer at the broker is dropped, with the reason 'stale'")
+    ] = 500
     max_frame_bytes: Annotated[int, Meta(ge=1024, le=64 << 20, description="a larger frame becomes a dead letter")] = 8 << 20
 
 
@@ -92,7 +126,8 @@ class Detector(msgspec.Struct, **_strict):
     nms_iou: Annotated[float, Meta(gt=0, le=1, description="overlap above which the weaker of two boxes of a class goes")] = 0.6
     name: Annotated[str, Meta(max_length=128, description="name in verdicts; empty: made from the model, its sizes and precision")] = ""
     generation: Annotated[
-        int, Meta(ge=0, description="counts roll-outs of the model; of two verdicts of one tier the newer generation's holds")
+        int,
+        Meta(ge=0, le=(1 << 31) - 1, description="counts roll-outs of the model; of two verdicts of one tier the newer generation's holds"),
     ] = 0
 
 
@@ -100,17 +135,19 @@ class Policy(msgspec.Struct, **_strict):
     """What is worth asking the region."""
 
     mode: Annotated[Literal["budgeted", "off"], Meta(description="off: the leaf decides everything alone")] = "budgeted"
-    budget_bytes_per_s: Annotated[int, Meta(ge=1, description="bytes of evidence a second, over all sources of the site")] = 64 << 10
-    burst_s: Annotated[float, Meta(gt=0, le=600, description="seconds of unspent budget that may be spent at once")] = 5.0
-    inferences_per_s: Annotated[float, Meta(gt=0, description="looks a second to ask for until the region has announced its capacity")] = (
-        2.0
+    budget_bytes_per_s: Annotated[int, Meta(ge=1, le=MAX_BYTES, description="bytes of evidence a second, over all sources of the site")] = (
+        64 << 10
     )
+    burst_s: Annotated[float, Meta(gt=0, le=600, description="seconds of unspent budget that may be spent at once")] = 5.0
+    inferences_per_s: Annotated[
+        float, Meta(gt=0, le=1e6, description="looks a second to ask for until the region has announced its capacity")
+    ] = 2.0
     unsure_from: Annotated[float, Meta(ge=0, le=1, description="detections with a score from here ...")] = 0.3
     unsure_to: Annotated[float, Meta(ge=0, le=1, description="... to here make a frame uncertain")] = 0.55
     deadline_ms: Annotated[
-        int, Meta(ge=100, description="how long an answer of the region is waited for; then the result is 'unanswered'")
+        int, Meta(ge=100, le=30 * 86_400_000, description="how long an answer of the region is waited for; then the result is 'unanswered'")
     ] = 10_000
-    ttl_s: Annotated[float, Meta(gt=0, description="how long an escalation is worth sending")] = 86_400.0
+    ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400, description="how long an escalation is worth sending")] = 86_400.0
     evidence_side: Annotated[
         int, Meta(ge=32, le=8192, description="side in pixels that evidence is scaled to: the region's input size")
     ] = 512
@@ -122,9 +159,9 @@ class Link(msgspec.Struct, **_strict):
 
     region: Kafka = field(default_factory=Kafka)
     region_name: Annotated[SiteName, Meta(description="name of the region's site")] = "region"
-    batch_bytes: Annotated[int, Meta(ge=1024, description="bytes sent before acknowledgements are awaited and the position is written")] = (
-        256 << 10
-    )
+    batch_bytes: Annotated[
+        int, Meta(ge=1024, le=1 << 30, description="bytes sent before acknowledgements are awaited and the position is written")
+    ] = 256 << 10
 
 
 class Region(msgspec.Struct, **_strict):
@@ -132,7 +169,7 @@ class Region(msgspec.Struct, **_strict):
 
     sites: Annotated[tuple[SiteName, ...], Meta(description="the leaf sites that may send here; their topics are made from this list")] = ()
     inferences_per_s: Annotated[
-        float, Meta(gt=0, description="capacity announced to each leaf; 0.8 of what was measured is a good start")
+        float, Meta(gt=0, le=1e6, description="capacity announced to each leaf; 0.8 of what was measured is a good start")
     ] = 2.0
 
 
@@ -164,20 +201,31 @@ class SiteConfig(msgspec.Struct, **_strict):
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
+        if wrong := [*self._conflicts()]:
+            raise ValueError("\n".join(wrong))
+
+    def _conflicts(self) -> Iterator[str]:
+        """What is wrong between fields that are right by themselves."""
         names = [rule.name for rule in self.rules]
         for index, rule in enumerate(self.rules):
             if names.index(rule.name) != index:
-                raise ValueError(f"rules[{index}].name {rule.name!r} is used twice: give each rule a name of its own")
+                yield f"$.rules[{index}].name is {rule.name!r} again: expected a name of its own for each rule"
             try:
                 Zone(rule.zone)
             except ValueError as error:
-                raise ValueError(f"rules[{index}].zone: {error}") from None
+                yield f"$.rules[{index}].zone is {shown(rule.zone)}: {error}"
         if self.policy.unsure_from > self.policy.unsure_to:
-            raise ValueError(f"policy.unsure_from {self.policy.unsure_from} is above policy.unsure_to {self.policy.unsure_to}: swap them")
+            yield f"$.policy.unsure_from is {self.policy.unsure_from}: expected at most unsure_to, which is {self.policy.unsure_to}"
         if self.tier == "region" and self.link is not None:
-            raise ValueError("link is set on a region: the leaf dials, so only a leaf's file has [link]")
+            yield "$.link is set on a region: expected none, since the leaf dials; [link] belongs into the leaf's file"
         if self.tier == "region" and not self.region.sites:
-            raise ValueError("region.sites is empty: name the leaf sites that this region serves")
+            yield "$.region.sites is empty: expected the names of the leaf sites that this region serves"
+        if len(set(self.region.sites)) != len(self.region.sites):
+            yield f"$.region.sites is {shown(self.region.sites)}: expected each site once"
+        if self.name in self.region.sites:
+            yield f"$.region.sites names {self.name!r}, this site itself: expected the leaf sites only"
+        if self.link is not None and self.link.region_name == self.name:
+            yield f"$.link.region_name is {self.name!r}, this site's own name: expected the region's"
 
     @property
     def tier_name(self) -> Tier:
@@ -185,51 +233,58 @@ class SiteConfig(msgspec.Struct, **_strict):
 
 
 def parse(text: str, environment: Mapping[str, str], *, where: str = "the configuration") -> SiteConfig:
-    """Read a site's TOML; raises `InvalidConfig` with the file, the path of the field and what was expected there.
+    """Read a site's TOML.
 
     Parameters
     ----------
     environment
         Where `${NAME}` in Kafka properties is looked up, so that secrets stay out of files.
+
+    Raises
+    ------
+    InvalidConfig
+        With the file, and for every fault the path of the field, its value and what was expected. Values of `properties` are not shown.
     """
+    if len(text) > MAX_FILE_BYTES:
+        raise InvalidConfig(f"{where} has {len(text)} characters: a site's file has at most {MAX_FILE_BYTES}")
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets through what int() and dates say of absurd values
         raise InvalidConfig(f"{where} is not TOML: {error}") from None
-    try:
-        expanded = _expand(tree, environment)
-        return msgspec.convert(expanded, SiteConfig, strict=True)
-    except msgspec.ValidationError as error:
-        raise InvalidConfig(f"{where}: {error}{_hint(str(error))}") from None
+    wrong = [*_fill(tree, environment), *faults(tree, SiteConfig)]
+    if not wrong:
+        try:
+            return msgspec.convert(tree, SiteConfig, strict=True)
+        except msgspec.ValidationError as error:  # from __post_init__: what is wrong between fields
+            message, _, path = str(error).partition(" - at `")
+            wrong = [f"{path.rstrip('`')}.{message}" if path else message]
+    lines = "\n".join(wrong).splitlines()
+    if len(lines) == 1:
+        raise InvalidConfig(f"{where}: {lines[0]}")
+    raise InvalidConfig(f"{where} has {len(lines)} faults:" + "".join(f"\n  {line}" for line in lines))
 
 
-def _expand(tree: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Fill `${NAME}` in the values of `properties` tables."""
-    for kafka in (tree.get("kafka"), (tree.get("link") or {}).get("region") if isinstance(tree.get("link"), dict) else None):
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _fill(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
+    """Fill `${NAME}` in the values of both `properties` tables, in place; yields a fault for each name that is not set."""
+    link = tree.get("link")
+    for path, kafka in (("$.kafka", tree.get("kafka")), ("$.link.region", link.get("region") if isinstance(link, dict) else None)):
         properties = kafka.get("properties") if isinstance(kafka, dict) else None
         if not isinstance(properties, dict):
             continue
         for name, value in properties.items():
-            if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-                variable = value[2:-1]
+            if not isinstance(value, str):
+                continue
+            for variable in _VARIABLE.findall(value):
                 if variable not in environment:
-                    raise InvalidConfig(f"properties.{name} reads ${{{variable}}}, which is not set in the environment: export it first")
-                properties[name] = environment[variable]
-    return tree
-
-
-def _hint(message: str) -> str:
-    """The nearest known name for an unknown field."""
-
-    if "unknown field" not in message:
-        return ""
-    wrong = message.split("`")[1]
-    close = difflib.get_close_matches(wrong, {path.rpartition(".")[2] for path, *_ in fields()}, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+                    yield f"{path}.properties[{name!r}] reads ${{{variable}}}, which is not set in the environment: export it first"
+            properties[name] = _VARIABLE.sub(lambda found: environment.get(found[1], ""), value)
 
 
 def fields(kind: type = SiteConfig, prefix: str = "") -> Iterator[tuple[str, str, str, Any]]:
-    """Every field of the configuration as (path, type, sentence, default), in the order of the structs."""
+    """Every field of the configuration as (path, expectation, sentence, default), in the order of the structs."""
     hints = get_type_hints(kind, include_extras=True)
     for info in msgspec.structs.fields(kind):
         path, hint = f"{prefix}{info.encode_name}", hints[info.name]
@@ -239,20 +294,7 @@ def fields(kind: type = SiteConfig, prefix: str = "") -> Iterator[tuple[str, str
             yield from fields(inner, f"{path}[]." if get_origin(hint) is tuple else f"{path}.")
             continue
         sentence = next((meta.description for meta in getattr(hint, "__metadata__", ()) if meta.description), "")
-        yield path, _plain(hint), sentence, None if default is msgspec.NODEFAULT else default
-
-
-def _plain(hint: Any) -> str:
-    """A type as a person writes it in TOML."""
-    if get_origin(hint) is Annotated:
-        return _plain(get_args(hint)[0])
-    if get_origin(hint) is Literal:
-        return " | ".join(repr(value) for value in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"array of {_plain(get_args(hint)[0])}"
-    if get_origin(hint) is dict:
-        return "table"
-    return {str: "string", int: "whole number", float: "number", bool: "true | false"}.get(hint, str(hint))
+        yield path, expectation(hint), sentence, None if default is msgspec.NODEFAULT else default
 
 
 def site_folder(config: SiteConfig, default: PurePath) -> PurePath:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
+from numbers import Real
 from typing import Self, SupportsIndex
 
 import msgspec
 
-from schemas.records import InvalidRecord, Json
+from schemas.records import InvalidRecord, Json, shown, text_fault
 
 MAX_DETECTIONS = 300
+MAX_LABEL = 64  # characters
 COORDINATE_DIGITS = 4  # a ten-thousandth of the image's side: below a pixel on an 8K frame
 
 
@@ -29,9 +30,9 @@ class Detection(msgspec.Struct, frozen=True, array_like=True):
         """Intersection over union with another box, 0 to 1."""
         width = min(self.x1, other.x1) - max(self.x0, other.x0)
         height = min(self.y1, other.y1) - max(self.y0, other.y0)
-        if width <= 0 or height <= 0:
-            return 0.0
         shared = width * height
+        if width <= 0 or height <= 0 or shared <= 0:  # a product of tiny sides can be 0
+            return 0.0
         area = (self.x1 - self.x0) * (self.y1 - self.y0) + (other.x1 - other.x0) * (other.y1 - other.y0)
         return shared / (area - shared)
 
@@ -42,7 +43,8 @@ class Detection(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Detections(Json):
-    """The detections of one frame, best first. On the wire: a JSON string of arrays `[label, score, x0, y0, x1, y1]`.
+    """The detections of one frame, in the order given (detectors give the best first). On the wire: a JSON string of arrays
+    `[label, score, x0, y0, x1, y1, track]`.
 
     Scores and coordinates are rounded when built, so that what was built equals what is read back.
 
@@ -55,10 +57,10 @@ class Detections(Json):
     __slots__ = ("_items",)
 
     def __init__(self, items: Iterable[Detection] = ()) -> None:
-        rounded = tuple(_checked(item) for item in items)
-        if len(rounded) > MAX_DETECTIONS:
-            raise InvalidRecord(f"{len(rounded)} detections in one frame: at most {MAX_DETECTIONS} travel")
-        self._items = rounded
+        given = tuple(items)
+        if len(given) > MAX_DETECTIONS:
+            raise InvalidRecord(f"{len(given)} detections in one frame: at most {MAX_DETECTIONS} travel")
+        self._items = tuple(map(_checked, given))
 
     def __iter__(self) -> Iterator[Detection]:
         return iter(self._items)
@@ -84,23 +86,60 @@ class Detections(Json):
     @classmethod
     def from_json(cls, text: str) -> Self:
         try:
-            return cls(_decoder.decode(text))
-        except msgspec.MsgspecError as error:
-            raise InvalidRecord(f"detections are not a JSON array of [label, score, x0, y0, x1, y1]: {error}") from None
+            items = _decoder.decode(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidRecord(f"detections are not a JSON array of [label, score, x0, y0, x1, y1, track]: {error}") from None
+        return cls(items)
 
 
 _decoder = msgspec.json.Decoder(tuple[Detection, ...])
+_STEPS = 10**COORDINATE_DIGITS
 
 
 def _checked(item: Detection) -> Detection:
-    if not (isinstance(item.label, str) and 0 < len(item.label) <= 64 and "\0" not in item.label):
-        raise InvalidRecord(f"detection label {item.label!r:.80}: expected 1 to 64 characters")
-    numbers = (item.score, item.x0, item.y0, item.x1, item.y1)
-    if not all(isinstance(n, (int, float)) and math.isfinite(n) and 0 <= n <= 1 for n in numbers):
-        raise InvalidRecord(f"detection of {item.label}: score and box {numbers} must be numbers from 0 to 1")
+    """A detection with its numbers rounded, half up: to the nearest of the floats that are written with four digits."""
+    if not isinstance(item, Detection):
+        raise InvalidRecord(f"detections hold {shown(item)}: expected a Detection")
+    label, score, x0, y0, x1, y1, track = item.label, item.score, item.x0, item.y0, item.x1, item.y1, item.track
+    for number in (score, x0, y0, x1, y1):
+        if type(number) is not float and not _real(number):
+            raise InvalidRecord(_explain(item))
+    if not (
+        isinstance(label, str)
+        and 0 < len(label) <= MAX_LABEL
+        and (label.isprintable() or not text_fault(label))
+        and 0 <= score <= 1
+        and 0 <= x0 <= x1 <= 1
+        and 0 <= y0 <= y1 <= 1
+        and (track is None or (type(track) is int and 0 <= track < 1 << 53))
+    ):
+        raise InvalidRecord(_explain(item))
+    return Detection(
+        label,
+        int(score * _STEPS + 0.5) / _STEPS,
+        int(x0 * _STEPS + 0.5) / _STEPS,
+        int(y0 * _STEPS + 0.5) / _STEPS,
+        int(x1 * _STEPS + 0.5) / _STEPS,
+        int(y1 * _STEPS + 0.5) / _STEPS,
+        track,
+    )
+
+
+def _real(number: object) -> bool:
+    """Whether something is a number; those of NumPy are."""
+    return isinstance(number, Real) and not isinstance(number, bool)
+
+
+def _explain(item: Detection) -> str:
+    """Which field is wrong."""
+    if not (isinstance(item.label, str) and 0 < len(item.label) <= MAX_LABEL):
+        return f"Detection.label is {shown(item.label)}: expected 1 to {MAX_LABEL} characters"
+    if fault := text_fault(item.label):
+        return f"Detection.label {fault}"
+    for name in ("score", "x0", "y0", "x1", "y1"):
+        value = getattr(item, name)
+        if not _real(value) or not 0 <= value <= 1:
+            return f"Detection.{name} of {item.label!r} is {shown(value)}: expected a number from 0 to 1"
     if item.x1 < item.x0 or item.y1 < item.y0:
-        raise InvalidRecord(f"detection of {item.label}: box {numbers[1:]} is turned inside out (x0 <= x1, y0 <= y1)")
-    if item.track is not None and not (isinstance(item.track, int) and 0 <= item.track < 1 << 53):
-        raise InvalidRecord(f"detection of {item.label}: track {item.track!r:.40} must be a whole number from 0")
-    score, x0, y0, x1, y1 = (round(float(n), COORDINATE_DIGITS) for n in numbers)
-    return Detection(item.label, score, x0, y0, x1, y1, item.track)
+        return f"Detection.x1, y1 of {item.label!r} are {item.x1}, {item.y1}: expected at least x0, y0, which are {item.x0}, {item.y0}"
+    return f"Detection.track of {item.label!r} is {shown(item.track)}: expected a whole number from 0, or none"

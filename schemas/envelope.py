@@ -1,14 +1,15 @@
 """The envelope of every record: CloudEvents 1.0 attributes as Kafka headers, in binary content mode.
 
 Our own code because it is on the hot path; the tests hold it against the official CloudEvents SDK. Specifications: CloudEvents 1.0.2,
-its Kafka protocol binding, and the extensions `sequence` (without `sequencetype`, zero-padded) and distributed tracing (`traceparent`).
+its Kafka protocol binding (values are plain UTF-8: percent-encoding is for HTTP), and the extensions `sequence` (without `sequencetype`,
+zero-padded) and distributed tracing (`traceparent`).
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -17,7 +18,7 @@ from schemas.identity import MAX_SEQUENCE, SEQUENCE_DIGITS
 Headers = list[tuple[str, bytes]]
 
 MAX_HEADERS = 64
-MAX_HEADER_BYTES = 16 << 10  # of all names and values of one record together
+MAX_HEADER_BYTES = 64 << 10  # of all names and values of one record together; an escalation is one of them
 JSON = "application/json"
 JPEG = "image/jpeg"
 
@@ -32,7 +33,16 @@ EPOCH = "headwater.epoch.v1"
 CONTROL = "headwater.control.v1"
 POSITION = "headwater.position.v1"
 
-_traceparent = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+_traceparent = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context
+_attribute = re.compile(r"[a-z0-9]{1,64}\Z")
+# What no CloudEvents string holds: control characters, halves of surrogate pairs, and Unicode's noncharacters.
+_forbidden = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+    + "]"
+)
+_REQUIRED = ("ce_id", "ce_source", "ce_type")
+_OWN = frozenset({"specversion", "id", "source", "type", "time", "subject", "sequence", "traceparent", "datacontenttype", "data"})
 
 
 class InvalidEnvelope(ValueError):
@@ -43,7 +53,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """The context attributes of one record.
 
     `time` is the capture time: when what the record is about happened, by the producer's clock. `extensions` are further attributes
-    (lower-case letters and digits) as text.
+    as text, by names of lower-case letters and digits.
     """
 
     id: str
@@ -57,69 +67,76 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     extensions: Mapping[str, str] = {}
 
     def to_headers(self) -> Headers:
-        """The Kafka headers of this envelope."""
+        """The Kafka headers of this envelope; raises `InvalidEnvelope` for what `from_headers` would not read back."""
         headers = [
             ("ce_specversion", b"1.0"),
-            ("ce_id", self.id.encode()),
-            ("ce_source", self.source.encode()),
-            ("ce_type", self.type.encode()),
+            ("ce_id", _written("ce_id", self.id)),
+            ("ce_source", _written("ce_source", self.source)),
+            ("ce_type", _written("ce_type", self.type)),
             ("ce_time", write_time(self.time).encode()),
-            ("content-type", self.content_type.encode()),
+            ("content-type", _written("content-type", self.content_type)),
         ]
         if self.subject is not None:
-            headers.append(("ce_subject", self.subject.encode()))
+            headers.append(("ce_subject", _written("ce_subject", self.subject)))
         if self.sequence is not None:
+            if not 0 <= self.sequence <= MAX_SEQUENCE:
+                raise InvalidEnvelope(f"header ce_sequence is {self.sequence}: expected a number from 0 to {MAX_SEQUENCE}")
             headers.append(("ce_sequence", b"%0*d" % (SEQUENCE_DIGITS, self.sequence)))
         if self.traceparent is not None:
+            if not _traceparent.match(self.traceparent):
+                raise InvalidEnvelope(f"header ce_traceparent is {self.traceparent!r:.80}: expected one of W3C Trace Context")
             headers.append(("ce_traceparent", self.traceparent.encode()))
-        headers.extend((f"ce_{name}", value.encode()) for name, value in self.extensions.items())
+        for name, value in self.extensions.items():
+            if name in _OWN or not _attribute.match(name):
+                raise InvalidEnvelope(f"extension {name!r:.80}: expected a name of lower-case letters and digits that has no meaning yet")
+            headers.append((f"ce_{name}", _written(f"ce_{name}", value) if value else b""))
+        check_bounds(headers)
         return headers
 
     @classmethod
     def from_headers(cls, headers: Iterable[tuple[str, bytes | None]] | None) -> Envelope | None:
-        """Read an envelope; None if the record carries none (a foreign producer's), `InvalidEnvelope` if it carries a broken one."""
+        """Read an envelope; None if the record carries none (a foreign producer's), `InvalidEnvelope` if it carries a broken one.
+
+        Of several headers of one name the last holds, as everywhere in Kafka. An optional attribute without a value is none.
+        """
         pairs = list(headers or ())
         check_bounds(pairs)
         found = {name.lower(): value for name, value in pairs}
         if "ce_specversion" not in found:
+            if present := next((name for name in _REQUIRED if name in found), None):
+                raise InvalidEnvelope(f"header ce_specversion is missing beside {present}: expected '1.0'")
             return None
-        text = {name: _text(name, value) for name, value in found.items() if name == "content-type" or name.startswith("ce_")}
+        text = {name: _read(name, value) for name, value in found.items() if name == "content-type" or name.startswith("ce_")}
         if text["ce_specversion"] != "1.0":
             raise InvalidEnvelope(f"header ce_specversion is {text['ce_specversion']!r:.40}: expected '1.0'")
-        for name in ("ce_id", "ce_source", "ce_type"):
+        for name in _REQUIRED:
             if not text.get(name):
                 raise InvalidEnvelope(f"header {name} is missing or empty: every CloudEvent has one")
         sequence = text.get("ce_sequence")
         if sequence is not None and not (
-            sequence.isascii() and sequence.isdigit() and len(sequence) <= 20 and int(sequence) <= MAX_SEQUENCE
+            sequence.isascii() and sequence.isdigit() and len(sequence) <= SEQUENCE_DIGITS and int(sequence) <= MAX_SEQUENCE
         ):
             raise InvalidEnvelope(f"header ce_sequence is {sequence!r:.40}: expected up to {SEQUENCE_DIGITS} digits")
-        trace = text.get("ce_traceparent", _text("traceparent", found["traceparent"]) if "traceparent" in found else None)
-        known = {
-            "ce_specversion",
-            "ce_id",
-            "ce_source",
-            "ce_type",
-            "ce_time",
-            "ce_subject",
-            "ce_sequence",
-            "ce_traceparent",
-            "content-type",
-        }
+        trace = text["ce_traceparent"] if "ce_traceparent" in text else _read("traceparent", found.get("traceparent"))
         return cls(
             id=text["ce_id"],
             source=text["ce_source"],
             type=text["ce_type"],
             time=read_time(text.get("ce_time", "")),
-            content_type=text.get("content-type", JSON),
-            subject=text.get("ce_subject"),
+            content_type=text.get("content-type") or JSON,
+            subject=text.get("ce_subject") or None,
             sequence=None if sequence is None else int(sequence),
-            traceparent=trace if trace and _traceparent.match(trace) else None,  # W3C: an invalid one is ignored
-            extensions={name[3:]: value for name, value in text.items() if name not in known},
+            traceparent=trace if _traceparent.match(trace) else None,  # W3C: an invalid one is ignored
+            # A name that no attribute can have is another system's header, not a broken attribute.
+            extensions={
+                name[3:]: value
+                for name, value in text.items()
+                if name[3:] not in _OWN and name != "content-type" and _attribute.match(name, 3)
+            },
         )
 
 
-def check_bounds(headers: list[tuple[str, bytes | None]]) -> None:
+def check_bounds(headers: Sequence[tuple[str, bytes | None]]) -> None:
     """Refuse headers that are too many or too large before any of them is read; raises `InvalidEnvelope`."""
     if len(headers) > MAX_HEADERS:
         raise InvalidEnvelope(f"{len(headers)} headers: at most {MAX_HEADERS} are read")
@@ -129,23 +146,41 @@ def check_bounds(headers: list[tuple[str, bytes | None]]) -> None:
 
 
 def write_time(time: dt.datetime) -> str:
-    """A time as RFC 3339 in UTC with microseconds."""
-    return time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """A time as RFC 3339 in UTC with microseconds; raises `InvalidEnvelope` if it has no time zone."""
+    if time.tzinfo is None:
+        raise InvalidEnvelope(f"time {time.isoformat()} lacks a time zone: expected one in UTC")
+    return _utc(time).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def read_time(text: str) -> dt.datetime:
     """Read an RFC 3339 time as UTC; raises `InvalidEnvelope`."""
     try:
         time = msgspec.convert(text, dt.datetime)
-    except msgspec.ValidationError:
+    except (ValueError, OverflowError):
         raise InvalidEnvelope(f"header ce_time is {text!r:.60}: expected an RFC 3339 time such as 2026-01-31T12:00:00Z") from None
     if time.tzinfo is None:
         raise InvalidEnvelope(f"header ce_time is {text!r:.60}: it lacks a time zone (add Z)")
-    return time.astimezone(dt.UTC)
+    return _utc(time)
 
 
-def _text(name: str, value: bytes | None) -> str:
+def _utc(time: dt.datetime) -> dt.datetime:
     try:
-        return (value or b"").decode()
+        return time if time.tzinfo is dt.UTC else time.astimezone(dt.UTC)
+    except OverflowError:
+        raise InvalidEnvelope(f"time {time.isoformat()} is not within the years 1 to 9999 in UTC") from None
+
+
+def _written(name: str, value: str) -> bytes:
+    if not (isinstance(value, str) and value and (value.isprintable() or not _forbidden.search(value))):
+        raise InvalidEnvelope(f"header {name} is {value!r:.80}: expected text without control characters, not empty")
+    return value.encode()
+
+
+def _read(name: str, value: bytes | None) -> str:
+    try:
+        text = (value or b"").decode()
     except UnicodeDecodeError:
         raise InvalidEnvelope(f"header {name} is not UTF-8") from None
+    if not text.isprintable() and _forbidden.search(text):
+        raise InvalidEnvelope(f"header {name} is {text!r:.80}: expected text without control characters")
+    return text

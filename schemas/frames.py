@@ -19,13 +19,31 @@ class InvalidFrame(ValueError):
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """One image: its id, source, capture time (UTC) and JPEG bytes."""
+    """One image: its id, source, capture time (UTC) and JPEG bytes.
+
+    Raises
+    ------
+    InvalidFrame
+        When built with an id that is none or belongs to another source, a time that is not in UTC, or bytes that are no JPEG image.
+    """
 
     id: RecordId
     source: str
     captured_at: dt.datetime
     jpeg: bytes
     traceparent: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            if RecordId.parse(str(self.id)) != self.id:
+                raise InvalidFrame(f"Frame.id is {self.id!r:.120}: it reads as another one when written")
+        except InvalidIdentity as error:
+            raise InvalidFrame(f"Frame.id: {error}") from None
+        if not self.id.foreign and self.id.source != self.source:
+            raise InvalidFrame(f"Frame.id is {str(self.id)!r:.120}: expected a record of the source {self.source!r:.80}")
+        if self.captured_at.tzinfo is not dt.UTC:
+            raise InvalidFrame(f"Frame.captured_at is {self.captured_at.isoformat()}: expected a time in UTC")
+        check_jpeg(self.jpeg)
 
     def envelope(self) -> Envelope:
         return Envelope(
@@ -40,6 +58,12 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_headers(self) -> Headers:
         return self.envelope().to_headers()
+
+
+def check_jpeg(data: bytes) -> None:
+    """Refuse bytes that do not start as a JPEG image does; raises `InvalidFrame`."""
+    if not data.startswith(_JPEG_START):
+        raise InvalidFrame(f"the value starts with {data[:4].hex()}: a JPEG image starts with ffd8ff")
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +99,7 @@ def read_frame(
         raise InvalidFrame("the value is empty: a frame is the bytes of one JPEG image")
     if len(value) > max_bytes:
         raise InvalidFrame(f"the value has {len(value)} bytes: a frame has at most {max_bytes} (ingress.max_frame_bytes)")
-    if not value.startswith(_JPEG_START):
-        raise InvalidFrame(f"the value starts with {value[:4].hex()}: a JPEG image starts with ffd8ff")
+    check_jpeg(value)
     try:
         envelope = Envelope.from_headers(headers)
         if envelope is None:
@@ -92,7 +115,7 @@ def read_frame(
         check_source(envelope.source)
     except (InvalidEnvelope, InvalidIdentity) as error:
         raise InvalidFrame(str(error)) from None
-    if name.source != envelope.source:
+    if name.source != envelope.source:  # also for an id of a foreign record: those come from Kafka, not from producers
         raise InvalidFrame(f"ce_id {envelope.id!r:.120} does not belong to ce_source {envelope.source!r:.80}")
     if envelope.sequence is not None and envelope.sequence != name.sequence:
         raise InvalidFrame(f"ce_sequence {envelope.sequence} is not the sequence of ce_id {envelope.id!r:.120}")

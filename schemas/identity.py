@@ -17,15 +17,19 @@ from msgspec import Meta
 MAX_SEQUENCE = (1 << 63) - 1
 SEQUENCE_DIGITS = 19  # zero-padded width of the `sequence` attribute, so that strings sort as numbers do
 
-Source = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._%-]{1,192}$", description="what produces records; unique in the fleet")]
-Site = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one deployment of a tier")]
-Epoch = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._%/-]{1,200}$", description="one run of a source")]
+# In Python `$` also matches before a line break at the end, so patterns end in `\Z`.
+Source = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._%-]{1,192}\Z", description="what produces records; unique in the fleet")]
+Site = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z", description="one deployment of a tier")]
+Epoch = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._%/-]{1,200}\Z", description="one run of a source")]
 RecordIdText = Annotated[str, Meta(min_length=5, max_length=512, description="source/epoch/sequence")]
 
 _source = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-_foreign_source = re.compile(r"(?:[A-Za-z0-9._-]|%[0-9A-F]{2}){1,192}\Z")
 _epoch = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_number = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z")  # one way to write each, and few enough digits to read
 FOREIGN = "kafka"
+MAX_SOURCE = 192  # characters of a source's name, percent-encoding included
+_TAKEN = frozenset({FOREIGN, ".", ".."})
+_LONG = "sha256-"
 
 
 class InvalidIdentity(ValueError):
@@ -56,11 +60,11 @@ class RecordId(NamedTuple):
         """Read `source/epoch/sequence` or a foreign id; raises `InvalidIdentity`."""
         head, _, last = text.rpartition("/")
         source, _, epoch = head.partition("/")
-        if not (last.isascii() and last.isdigit()) or (len(last) > 1 and last[0] == "0") or int(last) > MAX_SEQUENCE:
+        if not _number.match(last) or int(last) > MAX_SEQUENCE:
             raise InvalidIdentity(f"record id {text!r:.120}: the part after the last '/' must be a sequence number from 0")
         if source == FOREIGN:
             parts = epoch.split("/")
-            if len(parts) != 3 or not all(_epoch.match(part) for part in parts) or not parts[2].isdigit():
+            if len(parts) != 3 or not all(map(_epoch.match, parts)) or not _number.match(parts[2]):
                 raise InvalidIdentity(f"record id {text!r:.120}: expected kafka/cluster-id/topic-uuid/partition/offset")
         else:
             check_source(source)
@@ -71,7 +75,7 @@ class RecordId(NamedTuple):
 
 def check_source(name: str) -> str:
     """Return a source's name, or raise `InvalidIdentity`. `kafka` is taken by foreign records."""
-    if not _source.match(name) or name == FOREIGN or name in {".", ".."}:
+    if not _source.match(name) or name in _TAKEN:
         raise InvalidIdentity(
             f"source {name!r:.80}: expected 1 to 64 letters, digits, '.', '_' or '-', and not {FOREIGN!r}, which names foreign records"
         )
@@ -81,17 +85,20 @@ def check_source(name: str) -> str:
 def source_of_key(key: bytes | None, topic: str, partition: int) -> str:
     """The source of a foreign record, from its Kafka key: percent-encoded, or named after the partition if it has no key.
 
+    Different keys give different sources. A key that would take a name with a meaning of its own (`kafka`, a partition's, a digest's,
+    `.` and `..`) has its first character percent-encoded too; one that is too long for a name is named by its digest.
+
     >>> source_of_key(b"gate 3", "frames", 0)
     'gate%203'
     """
     if not key:
-        return f"{topic}.{partition}"
-    encoded = quote(key, safe="").replace("~", "%7E")
-    if encoded == FOREIGN:
-        encoded = "%6Bafka"
-    if not _foreign_source.match(encoded):  # longer than a name may be: its digest keeps it unique
-        encoded = "sha256-" + hashlib.sha256(key).hexdigest()[:32]
-    return encoded
+        name = f"{topic}.{partition}"
+    else:
+        name = quote(key, safe="").replace("~", "%7E")
+        rest = name.removeprefix(f"{topic}.")
+        if name in _TAKEN or name.startswith(_LONG) or (rest != name and _number.match(rest)):
+            name = f"%{ord(name[0]):02X}{name[1:]}"
+    return name if len(name) <= MAX_SOURCE else _LONG + content_digest(key or name.encode())
 
 
 def key_of_source(source: str) -> str:
@@ -110,6 +117,8 @@ def foreign_id(cluster: str, topic_uuid: str, partition: int, offset: int) -> Re
 
 
 def _digest(*parts: str) -> str:
+    if any("\n" in part for part in parts):  # the separator: with it inside a part, different parts could make one text
+        raise InvalidIdentity(f"{parts!r:.120}: none of what makes an id may hold a line break")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

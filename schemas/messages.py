@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from typing import Annotated, Self
+from itertools import pairwise
+from typing import Annotated, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
 
 from schemas.detections import Detections
 from schemas.identity import Epoch, InvalidIdentity, RecordId, RecordIdText, Site, Source
-from schemas.records import InvalidRecord, Json, Record
+from schemas.records import InvalidRecord, Json, Record, shown
 from schemas.rules import Zone
 
 Confidence = Annotated[float, Meta(ge=0, le=1)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Text = Annotated[str, Meta(max_length=2000)]
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -46,11 +47,17 @@ LEAF_PREFERRED_RANK = 25  # a leaf that labels have shown to be the better one o
 MAX_RANK = {Tier.LEAF: LEAF_PREFERRED_RANK, Tier.REGION: 20, Tier.CLOUD: 30}  # what a verdict of a tier's topic may claim
 
 
-def _check_id(owner: str, text: str) -> None:
+MAX_ESCALATION_BYTES = 48 << 10  # it travels in a header, beside those of the envelope
+
+
+def _check_id(field: str, text: str, source: str | None = None) -> None:
+    """A record id has its form and, unless it is a foreign record's, belongs to the source: partitions and rights go by the source."""
     try:
-        RecordId.parse(text)
+        name = RecordId.parse(text)
     except InvalidIdentity as error:
-        raise InvalidRecord(f"{owner}: {error}") from None
+        raise InvalidRecord(f"{field}: {error}") from None
+    if source is not None and not name.foreign and name.source != source:
+        raise InvalidRecord(f"{field} is {text!r:.80}: expected a record of the source {source!r:.80}")
 
 
 class Answer(Record, frozen=True, kw_only=True):
@@ -73,9 +80,12 @@ class Answer(Record, frozen=True, kw_only=True):
     note: Text | None = None
 
     def check(self) -> None:
-        _check_id(type(self).__name__, self.id)
+        _check_id(f"{type(self).__name__}.id", self.id, self.source)
         if (self.status is Status.PROVISIONAL) != (self.deadline_ms is not None):
-            raise InvalidRecord(f"{type(self).__name__} {self.id}: deadline_ms goes with status 'provisional', and only with it")
+            raise InvalidRecord(
+                f"{type(self).__name__}.deadline_ms is {self.deadline_ms} with status '{self.status}': "
+                f"expected a deadline with 'provisional', and only with it"
+            )
 
 
 class Verdict(Answer, frozen=True, kw_only=True):
@@ -127,9 +137,9 @@ class Alert(Record, frozen=True, kw_only=True):
     note: Text | None = None
 
     def check(self) -> None:
-        _check_id("Alert", self.record)
+        _check_id("Alert.record", self.record, self.source)
         if self.version != self.state.height:
-            raise InvalidRecord(f"Alert {self.id}: version {self.version} is not the height of state '{self.state}' ({self.state.height})")
+            raise InvalidRecord(f"Alert.version is {self.version}: expected {self.state.height}, the height of state '{self.state}'")
 
 
 class Reason(enum.StrEnum):
@@ -140,16 +150,26 @@ class Reason(enum.StrEnum):
     AUDIT = "audit"
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One record that an escalation asks about, with its capture time and what the leaf thought."""
+class Asked(Record, frozen=True, kw_only=True):
+    """One record that an escalation asks about, with its capture time and what the leaf thought (`Detections.to_json()`)."""
 
     id: RecordIdText
     captured_at: Utc
     detections: Annotated[str, Meta(max_length=1 << 16)] = "[]"
 
+    def check(self) -> None:
+        _check_id("Asked.id", self.id)
+        try:
+            Detections.from_json(self.detections)
+        except InvalidRecord as error:
+            raise InvalidRecord(f"Asked.detections: {error}") from None
+
 
 class Escalation(Record, frozen=True, kw_only=True):
-    """What a higher tier is asked to judge, and why. It travels in the header `escalation`; the record's value is the evidence."""
+    """What a higher tier is asked to judge, and why. It travels in the header `escalation`; the record's value is the evidence. So
+    it is bound to `MAX_ESCALATION_BYTES`, and, unlike values that sinks read, nests what it asks about as plain JSON."""
+
+    max_bytes: ClassVar[int] = MAX_ESCALATION_BYTES
 
     id: Name
     source: Source
@@ -164,7 +184,7 @@ class Escalation(Record, frozen=True, kw_only=True):
 
     def check(self) -> None:
         for asked in self.records:
-            _check_id("Escalation", asked.id)
+            _check_id("Escalation.records", asked.id, self.source)
 
 
 class Ranges(Json):
@@ -173,12 +193,10 @@ class Ranges(Json):
     __slots__ = ("pairs",)
 
     def __init__(self, pairs: tuple[tuple[int, int], ...] | list[tuple[int, int]] = ()) -> None:
-        previous = -2
-        for first, last in pairs:
-            if not 0 <= first <= last < 1 << 63 or first <= previous + 1:
-                raise InvalidRecord(f"ranges {list(pairs)!r:.120}: expected sorted [first, last] pairs that neither touch nor overlap")
-            previous = last
-        self.pairs = tuple((int(first), int(last)) for first, last in pairs)
+        self.pairs = tuple(map(_range, pairs))
+        for (_, last), (first, _) in pairwise(self.pairs):
+            if first <= last + 1:
+                raise InvalidRecord(f"Ranges hold {shown(self.pairs)}: expected sorted pairs that neither touch nor overlap")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranges) and self.pairs == other.pairs
@@ -195,9 +213,21 @@ class Ranges(Json):
     @classmethod
     def from_json(cls, text: str) -> Self:
         try:
-            return cls(msgspec.json.decode(text, type=tuple[tuple[int, int], ...]))
-        except msgspec.MsgspecError as error:
-            raise InvalidRecord(f"ranges are a JSON array of [first, last] pairs: {error}") from None
+            pairs = _ranges.decode(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidRecord(f"ranges are not a JSON array of [first, last] pairs: {error}") from None
+        return cls(pairs)
+
+
+_ranges = msgspec.json.Decoder(tuple[tuple[int, int], ...])
+
+
+def _range(pair: tuple[int, int]) -> tuple[int, int]:
+    match pair:
+        case (int(first), int(last)) if 0 <= first <= last < 1 << 63:
+            return int(first), int(last)
+        case _:
+            raise InvalidRecord(f"Ranges hold {shown(pair)}: expected [first, last] with 0 <= first <= last < 2**63")
 
 
 class Drop(Record, frozen=True, kw_only=True):
@@ -251,6 +281,6 @@ class Position(Record, frozen=True, kw_only=True):
     topic_uuid: Name
     partition: Count
     next_offset: Count
-    leader_epoch: Annotated[int, Meta(ge=-1)] = -1
+    leader_epoch: Annotated[int, Meta(ge=-1, lt=1 << 31)] = -1
     generation: Count = 0
     writer: Name

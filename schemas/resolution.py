@@ -59,7 +59,17 @@ def clamp(verdict: Verdict, tier: Tier, site: str | None = None) -> Verdict:
 
 def unanswered(provisional: Verdict) -> Verdict:
     """The verdict that a passed deadline is: the leaf's own detections, at the region's rank but the lowest status, so that it stands
-    above the provisional answer and below any answer that still comes."""
+    above the provisional answer and below any answer that still comes.
+
+    On a stream whose leaf is preferred, a provisional answer outranks the region's, and so this too: nothing changes there.
+
+    Raises
+    ------
+    ValueError
+        If the verdict waits for nothing.
+    """
+    if provisional.status is not Status.PROVISIONAL:
+        raise ValueError(f"verdict on {provisional.id} is {provisional.status}: only a provisional one has a deadline that can pass")
     return msgspec.structs.replace(
         provisional, status=Status.UNANSWERED, deadline_ms=None, rank=RANK[Tier.REGION], note="no answer before the deadline"
     )
@@ -69,6 +79,13 @@ def judge(alert: Alert, result: Result) -> Alert | None:
     """The alert in the state that a result of its own frame calls for, or None where that state is not a later one.
 
     A higher tier's answer confirms or retracts it, by the rule's class, score and zone; a deadline that passed leaves it unreviewed.
+    States only climb, so that alerts can be read by maximum: what a higher tier has once confirmed stays confirmed, even if a better
+    answer that comes later does not see it.
+
+    Raises
+    ------
+    ValueError
+        If the result is not one of the alert's own record.
     """
     if result.id != alert.record:
         raise ValueError(f"alert {alert.id} is about {alert.record}, not {result.id}")
@@ -81,4 +98,5 @@ def judge(alert: Alert, result: Result) -> Alert | None:
         return None
     if state.height <= alert.version:
         return None
-    return msgspec.structs.replace(alert, state=state, version=state.height, decided_by=result.tier)
+    decided_by = None if state is AlertState.UNREVIEWED else result.tier
+    return msgspec.structs.replace(alert, state=state, version=state.height, decided_by=decided_by)

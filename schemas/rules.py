@@ -8,9 +8,13 @@ import msgspec
 from msgspec import Meta
 
 from schemas.detections import Detection, Detections
-from schemas.records import InvalidRecord, Json
+from schemas.records import InvalidRecord, Json, shown
 
 Point = tuple[float, float]
+
+MAX_POINTS = 64
+DIGITS = 4
+_ON_BORDER = 1e-9  # coordinates are whole ten-thousandths, feet halves of them: who is off a border is off by five times this, or more
 
 
 class Zone(Json):
@@ -19,14 +23,12 @@ class Zone(Json):
     __slots__ = ("points",)
 
     def __init__(self, points: tuple[Point, ...] | list[Point] = ()) -> None:
-        self.points = tuple((round(float(x), 4), round(float(y), 4)) for x, y in points)
-        if self.points and len(self.points) < 3:
-            raise InvalidRecord(f"a zone of {len(self.points)} points: a polygon has at least 3, or none for the whole image")
-        if len(self.points) > 64 or not all(0 <= x <= 1 and 0 <= y <= 1 for x, y in self.points):
-            raise InvalidRecord("a zone has at most 64 points, each with x and y from 0 to 1 (shares of the image)")
+        if len(points) > MAX_POINTS or 0 < len(points) < 3:
+            raise InvalidRecord(f"Zone has {len(points)} points: expected 3 to {MAX_POINTS}, or none for the whole image")
+        self.points = tuple(map(_point, points))
 
     def __contains__(self, point: Point) -> bool:
-        """Whether a point lies within, by the even-odd rule."""
+        """Whether a point lies within, by the even-odd rule, or on the border: who is cut off by the image's lower edge stands there."""
         if not self.points:
             return True
         x, y = point
@@ -34,6 +36,12 @@ class Zone(Json):
         previous = self.points[-1]
         for current in self.points:
             (x0, y0), (x1, y1) = previous, current
+            if (
+                abs((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) <= _ON_BORDER
+                and min(x0, x1) - _ON_BORDER <= x <= max(x0, x1) + _ON_BORDER
+                and min(y0, y1) - _ON_BORDER <= y <= max(y0, y1) + _ON_BORDER
+            ):
+                return True
             if (y0 > y) != (y1 > y) and x < (x1 - x0) * (y - y0) / (y1 - y0) + x0:
                 inside = not inside
             previous = current
@@ -54,15 +62,27 @@ class Zone(Json):
     @classmethod
     def from_json(cls, text: str) -> Self:
         try:
-            return cls(msgspec.json.decode(text, type=tuple[Point, ...]))
-        except msgspec.MsgspecError as error:
-            raise InvalidRecord(f"a zone is a JSON array of [x, y] pairs: {error}") from None
+            points = _points.decode(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidRecord(f"a zone is not a JSON array of [x, y] pairs: {error}") from None
+        return cls(points)
+
+
+_points = msgspec.json.Decoder(tuple[Point, ...])
+
+
+def _point(point: Point) -> Point:
+    match point:
+        case (int() | float() as x, int() | float() as y) if 0 <= x <= 1 and 0 <= y <= 1:
+            return round(float(x), DIGITS), round(float(y), DIGITS)
+        case _:
+            raise InvalidRecord(f"Zone holds {shown(point)}: expected [x, y], both from 0 to 1 (shares of the image)")
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When to raise an alert: an object of a class, with a score, standing in a zone, for a time."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="name of the rule, part of its alerts' ids")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z", description="name of the rule, part of its alerts' ids")]
     label: Annotated[str, Meta(min_length=1, max_length=64, description="class of object, as the model names it")] = "person"
     min_score: Annotated[float, Meta(gt=0, le=1, description="lowest score that counts")] = 0.5
     zone: Annotated[
