@@ -1,0 +1,60 @@
+"""Fixtures of the whole suite. The suite starts its own Kafka, once a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from infra.kafka.broker import Broker
+from infra.kafka.settings import BrokerSettings
+from schemas.config import Kafka
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real broker on a free port, for the whole run."""
+    with Broker(BrokerSettings(name="tests", folder=tmp_path_factory.mktemp("kafka"), port=0)) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def kafka(broker: Broker) -> Kafka:
+    """The suite's Kafka, as a site's file names it: `kafka.bootstrap_servers`, or `Clients(kafka, "test")`."""
+    return broker.kafka
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix of topics and groups that no other test has, such as `t3f9a0c1b.`."""
+    return f"t{uuid.uuid4().hex[:10]}."
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Wait until a condition holds: `eventually(lambda: ..., timeout_s=10)`; the test fails if it does not in time."""
+
+    def wait(condition: Callable[[], bool], *, timeout_s: float = 20.0, every_s: float = 0.02) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"it did not come true within {timeout_s:g} s"
+            time.sleep(every_s)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def kcat() -> str:
+    """The path of kcat, a client that shares no Python with us; on Debian it is installed if it is not there."""
+    found = shutil.which("kcat")
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "kcat"]):
+            subprocess.run(command, check=True, timeout=300, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        found = shutil.which("kcat")
+    assert found is not None, "kcat is not on this machine: install it (Debian and Ubuntu: apt-get install kcat; macOS: brew install kcat)"
+    return found
