@@ -1,1 +1,5 @@
-"""."""
+"""The local Apache Kafka: Java, its jars, one-node brokers. Any other Kafka is used by naming its bootstrap servers."""
+
+
+class KafkaFailed(RuntimeError):
+    """The local Kafka cannot be used; the message says what happened and what to do."""
