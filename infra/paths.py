@@ -1,4 +1,4 @@
-"""Where Headwater keeps what it fetches (cache, can be made again) and what it owns (data). Both move with one environment variable each."""
+"""Where Headwater keeps what it fetches (cache, can be made again) and what it owns (data); an environment variable moves each."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import IO, Protocol, Self
 
 from infra import guard
+from schemas.errors import Fault
 
 log = logging.getLogger("headwater.processes")
 
@@ -30,7 +31,7 @@ START_TIMEOUT_S = 20.0
 LOG_BYTES = 8 << 20  # a larger log is set aside when a child starts: at most two of them per child
 
 
-class ProcessFailed(RuntimeError):
+class ProcessFailed(Fault, RuntimeError):
     """A process could not be started; the message says which and why."""
 
 
@@ -211,10 +212,13 @@ class Group:
         How often one service may be started again after it ended with an error, within `within_s`; 0: never.
     backoff_s
         Pause before the first restart; doubled each time, at most 30 s.
+    final
+        Exit codes that starting again cannot mend.
     """
 
-    def __init__(self, *, restarts: int = 0, within_s: float = 600.0, backoff_s: float = 1.0) -> None:
+    def __init__(self, *, restarts: int = 0, within_s: float = 600.0, backoff_s: float = 1.0, final: frozenset[int] = frozenset()) -> None:
         self.restarts = restarts
+        self.final = final
         self.within_s = within_s
         self.backoff_s = backoff_s
         self.services: list[Service] = []
@@ -241,7 +245,7 @@ class Group:
                 if now >= self._due[service.name]:
                     del self._due[service.name]
                     self._start_again(service)
-            elif code == 0 or not self._may_restart(service.name, now):
+            elif code == 0 or code in self.final or not self._may_restart(service.name, now):
                 return service
             else:
                 log.warning("service ended, starting it again", extra={"service": service.name, "code": code})

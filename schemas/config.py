@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, field
 
+from schemas.errors import Fault
 from schemas.faults import expectation, faults
 from schemas.messages import Tier
 from schemas.records import shown
@@ -36,7 +37,7 @@ Bootstrap = Annotated[
 EngineName = Literal["tensorrt", "cuda", "openvino", "cpu"]
 
 
-class InvalidConfig(ValueError):
+class InvalidConfig(Fault, ValueError):
     """A configuration that cannot be used; the message holds the path of the field, what was expected, and often the fix."""
 
 
@@ -83,11 +84,10 @@ class Topics(msgspec.Struct, **_strict):
     )
     outbox_retention_s: Annotated[
         int, Meta(ge=60, le=YEARS_S, description="how long what waits for the link is kept: the longest outage to survive")
-    ] = 3 * 86_400
+    ] = 86_400
     outbox_retention_bytes: Annotated[int, Meta(ge=1 << 20, le=MAX_BYTES, description="bytes of it kept in each partition at most")] = (
-        1 << 30
+        4 << 30
     )
-    evidence_retention_s: Annotated[int, Meta(ge=60, le=YEARS_S, description="how long the pictures of alerts are kept")] = 14 * 86_400
 
 
 class Ingress(msgspec.Struct, **_strict):

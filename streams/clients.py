@@ -60,7 +60,7 @@ class Clients:
         }
         return {**base, **{name.replace("__", "."): value for name, value in defaults.items()}, **self.kafka.properties}
 
-    def producer(self, *, linger_ms: float = 1, **settings: Any) -> Producer:
+    def producer(self, *, linger_ms: float = 0.0, **settings: Any) -> Producer:
         """An idempotent producer that waits for all replicas. It never drops a record by itself: `message.timeout.ms` is without limit."""
         own: dict[str, Any] = {
             "enable.idempotence": True,

@@ -67,8 +67,11 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
             "retention.ms": str(self.retention_s * 1000 if self.retention_s >= 0 else -1),
             "retention.bytes": str(self.retention_bytes),
         }
-        if "delete" in self.cleanup:  # a segment is the least that retention removes: make it a small share of what is kept
-            settings["segment.bytes"] = str(max(1 << 20, min(1 << 28, self.retention_bytes // 8)) if self.retention_bytes > 0 else 1 << 26)
+        if (
+            "delete" in self.cleanup
+        ):  # a segment is the least that retention removes: a small share of what is kept, and room for one record
+            share = min(1 << 28, self.retention_bytes // 8) if self.retention_bytes > 0 else 1 << 26
+            settings["segment.bytes"] = str(max(1 << 20, self.max_message_bytes, share))
             if self.retention_s > 0:
                 settings["segment.ms"] = str(max(10_000, min(7 * 86_400_000, self.retention_s * 1000 // 8)))
         return settings
@@ -223,7 +226,7 @@ def _leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact,delete",
         **_results(config),
     )
-    yield make("alerts", "alert id", "Alert", [_L, _J], [_J, _K, _X], "rules that fired, and what became of each", **_results(config))
+    yield make("alerts", "alert id", "Alert", [_L, _J], [_J, _K, _X], "rules that fired, and what became of each", **_alerts(config))
     yield make(
         "alerts.evidence",
         "alert id",
@@ -232,7 +235,7 @@ def _leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         [_X],
         "the picture of each alert",
         content_type=envelope.JPEG,
-        retention_s=config.topics.evidence_retention_s,
+        retention_s=_alerts(config)["retention_s"],  # a picture is kept as long as its alert
         retention_bytes=1 << 30,
         max_message_bytes=largest,
     )
@@ -260,16 +263,16 @@ def _leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact",
         by_source=False,
     )
-    for topic in ("frames", "verdicts", "region.verdicts", "alerts", "control"):
+    for topic, reader in (("frames", _L), ("verdicts", _J), ("region.verdicts", _J), ("alerts", _J), ("control", _L)):
         yield make(
             f"{topic}.dlq",
             "as origin",
             "the origin's bytes",
-            [_L, _J],
+            [reader],
             [_X],
             f"records of {topic} that failed for good",
             content_type="as origin",
-            max_message_bytes=16 << 20 if topic == "frames" else 1 << 20,
+            max_message_bytes=_letter(max(largest, 16 << 20) if topic == "frames" else 1 << 20),
             by_source=False,
             **outbox,
         )
@@ -316,7 +319,7 @@ def _region_topics(config: SiteConfig) -> Iterable[Topic]:
             [_X],
             f"escalations of {site} that failed for good",
             content_type="as origin",
-            max_message_bytes=4 << 20,
+            max_message_bytes=_letter(4 << 20),
             by_source=False,
             site=site,
             **outbox,
@@ -330,6 +333,7 @@ def _region_topics(config: SiteConfig) -> Iterable[Topic]:
                 [_X],
                 f"records of {base} of {site} that failed for good",
                 content_type="as origin",
+                max_message_bytes=_letter(1 << 20),
                 by_source=False,
                 site=site,
                 **outbox,
@@ -344,7 +348,12 @@ def _region_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact,delete",
         **_results(config),
     )
-    yield make("alerts", "alert id", "Alert", [_J], [_J, _X], "alerts of the whole region, and what became of each", **_results(config))
+    yield make("alerts", "alert id", "Alert", [_J], [_J, _X], "alerts of the whole region, and what became of each", **_alerts(config))
+
+
+def _letter(origin_bytes: int) -> int:
+    """The largest dead letter: its record, and the headers that say what was wrong with it."""
+    return origin_bytes + (64 << 10)
 
 
 def _frames(config: SiteConfig) -> dict[str, Any]:
@@ -355,9 +364,15 @@ def _outbox(config: SiteConfig) -> dict[str, Any]:
     return {"retention_s": config.topics.outbox_retention_s, "retention_bytes": config.topics.outbox_retention_bytes}
 
 
-def _results(config: SiteConfig) -> dict[str, Any]:
-    """Results outlive every input of the resolver, so that its memory can be read back for as long as an input can be replayed."""
+def _alerts(config: SiteConfig) -> dict[str, Any]:
     return {"retention_s": 2 * config.topics.outbox_retention_s, "retention_bytes": 2 * config.topics.outbox_retention_bytes}
+
+
+def _results(config: SiteConfig) -> dict[str, Any]:
+    """Results outlive every input of the resolver, so that its memory can be read back for as long as an input can be replayed; and
+    they have room for its two inputs of verdicts (of each site)."""
+    sites = max(1, len(config.region.sites)) if config.tier_name is Tier.REGION else 1
+    return {"retention_s": 3 * config.topics.outbox_retention_s, "retention_bytes": 2 * sites * config.topics.outbox_retention_bytes}
 
 
 class _Maker:

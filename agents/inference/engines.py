@@ -17,11 +17,12 @@ from agents.inference.network import Network, Output, UnusableModel
 from agents.inference.openvino_engine import OpenVinoEngine
 from agents.inference.ort_engine import OrtEngine, Unavailable
 from schemas.config import Engine as Settings
+from schemas.errors import Fault
 
 log = logging.getLogger("headwater.engine")
 
 
-class NoEngine(RuntimeError):
+class NoEngine(Fault, RuntimeError):
     """None of the engines that were asked for can run the model; the message says why, for each."""
 
 

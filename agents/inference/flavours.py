@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from types import ModuleType
 
+from schemas.errors import Fault
+
 FLAVOURS = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -18,7 +20,7 @@ FLAVOURS = (
 )
 
 
-class WrongRuntime(RuntimeError):
+class WrongRuntime(Fault, RuntimeError):
     """Not exactly one ONNX Runtime is installed; the message is one line with the command that mends it."""
 
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from agents.inference.candidates import Candidates
 from agents.inference.network import Output
 from agents.inference.tensors import Pixels, Placement, Prepared
+from schemas.errors import Fault
 
 Outputs = Sequence[NDArray[Any]]
 
 
-class Misfit(ValueError):
+class Misfit(Fault, ValueError):
     """The network's inputs, outputs or labels are not those of the family; the message says what was found and what was expected."""
 
 

@@ -11,12 +11,14 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from schemas.errors import Fault
+
 Dimension = int | str | None  # a length, the name of a free one, or a free one without a name
 _CHANNELS = 3
 _CHANGES_OF_FORM = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
 
 
-class UnusableModel(ValueError):
+class UnusableModel(Fault, ValueError):
     """A file that cannot be used as a model; the message names the file and says why."""
 
 

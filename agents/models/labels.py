@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from schemas.errors import Fault
+
 _COCO_BY_CATEGORY = [
     "person",
     "bicycle",
@@ -104,7 +106,7 @@ COCO_91 = ("unused", *(name.replace("_", " ").replace("-", "unused") for name in
 """By COCO's category number, 0 to 90, as DETR and its kin count; eleven numbers name nothing."""
 
 
-class InvalidLabels(ValueError):
+class InvalidLabels(Fault, ValueError):
     """A file of labels that cannot be used; the message says which line."""
 
 

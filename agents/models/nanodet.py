@@ -19,6 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from schemas.errors import Fault
+
 Array = NDArray[Any]
 INPUT = "image"
 STRIDES = (8, 16, 32)
@@ -27,7 +29,7 @@ _OPSET, _IR_VERSION = 17, 8
 _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
-class ConversionFailed(ValueError):
+class ConversionFailed(Fault, ValueError):
     """The files are not the NanoDet-g that this module converts; the message says what differs."""
 
 

@@ -15,12 +15,14 @@ from typing import Literal
 
 import msgspec
 
+from schemas.errors import Fault
+
 OWN_MODEL = "nanodet-g"
 RECIPE = 1  # counts changes of how the files are made; a new one makes them anew
 Precision = Literal["fp32", "int8"]
 
 
-class ModelNotPrepared(LookupError):
+class ModelNotPrepared(Fault, LookupError):
     """A model that Headwater makes itself is not in the folder yet, or its file is damaged; the message names the command that makes it."""
 
 

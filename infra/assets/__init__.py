@@ -19,11 +19,12 @@ from infra.assets import clients
 from infra.assets.clients import ClientFailed
 from infra.kafka import locks
 from infra.paths import cache_dir
+from schemas.errors import Fault
 
 LOCK_TIMEOUT_S = 1800.0
 
 
-class AssetUnavailable(RuntimeError):
+class AssetUnavailable(Fault, RuntimeError):
     """An asset is not in the cache and could not be fetched; the message says why, for each way, and what to do."""
 
 

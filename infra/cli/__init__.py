@@ -8,6 +8,7 @@ import sys
 import click
 
 from infra.cli.common import CommandFailed
+from schemas.errors import Fault
 
 # name of the command: (module, attribute, the sentence in the list of commands)
 COMMANDS = {
@@ -57,8 +58,8 @@ def main() -> None:
     """Entry point: exit codes are 0 done, 1 failed, 2 usage, 130 interrupted."""
     try:
         code = cli.main(standalone_mode=False)
-    except CommandFailed as error:
-        error.show()
+    except Fault as fault:
+        CommandFailed(str(fault)).show()
         sys.exit(1)
     except click.Abort:
         click.echo("interrupted", err=True)

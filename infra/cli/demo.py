@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -14,9 +15,11 @@ from rich.live import Live
 
 from infra import logs
 from infra.cli.common import CommandFailed, err, out
-from infra.processes import ProcessFailed, ended_by_signals
+from infra.processes import ended_by_signals
+from schemas.errors import Fault
 
 _LINE_EVERY_S = 5.0
+_WIDTH = 130
 
 
 class Outage(click.ParamType):
@@ -72,29 +75,25 @@ def _play(
     json_file: Path | None,
     kept: Path | None,
 ) -> int:
-    from infra.demo.prepare import CannotPrepare, prepare
+    from infra.demo.prepare import prepare
     from infra.demo.report import report
-    from infra.demo.scenario import Demo, DemoFailed, Plan
+    from infra.demo.scenario import Demo, Plan
     from infra.demo.view import line, live, summary
-    from infra.kafka.broker import KafkaFailed
-    from streams.clients import BrokerUnavailable
 
-    try:
-        ready = prepare(video, say=_say)
-    except CannotPrepare as error:
-        raise CommandFailed(str(error)) from None
-    count = cameras or ready.measured.cameras
+    ready = prepare(video, say=_say)
+    found = ready.measured
+    count = cameras or found.cameras
     _say(
-        f"this machine: a look takes {ready.measured.leaf_ms:.1f} ms ({ready.measured.engine}, {ready.measured.cores} cores), one of the region "
-        f"{ready.measured.region_ms:.0f} ms: {count} camera{'s' if count > 1 else ''}, {ready.measured.inferences_per_s:g} looks/s"
+        f"this machine ({found.cores} cores, {found.engine}): a look takes {found.leaf_ms:.1f} ms at the leaf and {found.region_ms:.0f} ms at the "
+        f"region, so {count} camera{'s' if count > 1 else ''} and {found.inferences_per_s:g} looks/s"
     )
     run = Demo(Plan(video=ready.video, seconds=seconds, cameras=count, outage=outage, folder=folder, measured=ready.measured), _say)
     try:
         with contextlib.ExitStack() as stack:
             stack.callback(run.close)
             run.prepare()
-            if out.is_terminal:
-                page = stack.enter_context(Live(console=out, refresh_per_second=4, transient=True))
+            if err.is_terminal:
+                page = stack.enter_context(Live(console=err, refresh_per_second=4, transient=True))
                 for elapsed in run.play():
                     page.update(live(run, elapsed))
             else:
@@ -104,18 +103,17 @@ def _play(
                         said = elapsed
                         out.print(line(run, elapsed))
             account = run.settle()
-            found = report(run, account)
+            figures = report(run, account)
             if json_file is not None:
-                json_file.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+                json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
             _say("stopping")
-    except (DemoFailed, KafkaFailed, ProcessFailed, BrokerUnavailable) as error:
-        if kept is None:
-            saved = _rescue_logs(folder)
-            raise CommandFailed(str(error).replace(str(folder / "logs"), str(saved))) from None
-        raise CommandFailed(str(error)) from None
+    except Fault as fault:
+        saved = _rescue_logs(folder) if kept is None else folder / "logs"
+        raise CommandFailed(str(fault).replace(str(folder / "logs"), str(saved))) from None
     out.print()
-    out.print(summary(found, str(kept) if kept else None))
-    return 1 if found.failures else 0
+    page_width = None if out.is_terminal else _WIDTH  # a pipe has no width: rich would take 80 and break the lines
+    out.print(summary(figures, str(kept) if kept else None), width=page_width)
+    return 1 if figures.failures else 0
 
 
 def _say(text: str) -> None:
@@ -123,7 +121,7 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _folder(keep: Path | None):  # type: ignore[no-untyped-def]
+def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         if any(keep.iterdir()):

@@ -12,11 +12,13 @@ from infra import logs, paths
 from infra.cli.common import CommandFailed, config_option, err, load_config
 from infra.processes import Child, Group, ended_by_signals
 from schemas.config import SiteConfig, site_folder
+from schemas.errors import Fault
 
+NEEDS_A_PERSON = 78  # EX_CONFIG of sysexits.h: service managers can be told not to start such a process again
 ROLES = {"leaf": ("agent", "resolver", "link"), "region": ("agent", "resolver")}
 
 
-def _role_options(command: Callable[..., None]) -> Callable[..., None]:
+def _role_options(command: Callable[..., int]) -> Callable[..., int]:
     for option in (
         click.option(
             "--log", "log_form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the log lines."
@@ -69,14 +71,14 @@ def _run(tier: str, config_path: str, role: str | None, log_form: str, log_level
         return run_role(config, role)
     _prepare(config, create_topics)
     roles = [name for name in ROLES[tier] if name != "link" or config.link is not None]
-    with ended_by_signals(), Group(restarts=5) as group:
+    with ended_by_signals(), Group(restarts=5, final=frozenset({NEEDS_A_PERSON})) as group:
         for name in roles:
             group.start(role_process(config_path, tier, name, log_form=log_form, log_level=log_level))
         err.print(f"[bold]{tier} {config.name}[/] is starting: {', '.join(roles)} on {config.kafka.bootstrap_servers}. Ctrl-C stops it.")
         ended = None
         while ended is None:
             ended = group.watch(3600)
-    raise CommandFailed(f"{ended.name} ended and does not stay up (exit code {ended.poll()}): its last log lines say why")
+    raise CommandFailed(f"{ended.name} ended and does not stay up (exit code {ended.poll()}): what it said last, above, is why")
 
 
 def role_process(
@@ -89,67 +91,41 @@ def role_process(
 
 def _prepare(config: SiteConfig, create_topics: bool) -> None:
     """Models and topics, before the first process starts, with what a person needs to see."""
-    from infra.assets import AssetUnavailable
     from infra.assets.models import ready_models
-    from streams.clients import BrokerUnavailable, Clients
-    from streams.cluster import CannotChange
+    from streams.clients import Clients
     from streams.cluster import create_topics as create
     from streams.topology import Topology
 
-    try:
-        ready_models([config.detector])
-    except AssetUnavailable as error:
-        raise CommandFailed(str(error)) from None
     if create_topics:
-        try:
-            created = create(Topology(config), Clients(config.kafka, f"{config.name}.run"))
-        except (BrokerUnavailable, CannotChange) as error:
-            raise CommandFailed(str(error)) from None
+        created = create(Topology(config), Clients(config.kafka, f"{config.name}.run"))
         if created:
             err.print(f"created {len(created)} topics")
+    ready_models([config.detector])
 
 
 def run_role(config: SiteConfig, role: str) -> int:
-    """Run one role in this process until a signal; returns its exit code."""
+    """Run one role in this process until a signal; returns its exit code. A fault that waiting does not mend gives `NEEDS_A_PERSON`."""
     from streams import telemetry
-    from streams.clients import BrokerUnavailable
 
     try:
         port = telemetry.serve(config.metrics, role, site=config.name, tier=config.tier)
-    except telemetry.MetricsUnavailable as error:
-        raise CommandFailed(str(error)) from None
-    err.print(f"metrics of {config.name}.{role}: http://{config.metrics.host}:{port}/metrics")
+        err.print(f"metrics of {config.name}.{role}: http://{config.metrics.host}:{port}/metrics")
+        return _run_link(config) if role == "link" else _run_worker(config, role)
+    except Fault as fault:
+        CommandFailed(str(fault)).show()
+        return 1 if isinstance(fault, ConnectionError) else NEEDS_A_PERSON
+
+
+def _run_worker(config: SiteConfig, role: str) -> int:
+    from agents import worker
+    from infra.assets.models import models_folder
+
     folder = Path(site_folder(config, paths.data_dir() / "sites"))
     folder.mkdir(parents=True, exist_ok=True)
-    if role == "link":
-        return _run_link(config)
-    from agents.inference.engines import NoEngine
-    from agents.inference.flavours import WrongRuntime
-    from agents.inference.layouts import Misfit
-    from agents.inference.network import UnusableModel
-    from agents.models.labels import InvalidLabels
-    from agents.models.store import ModelNotPrepared
-    from agents.worker import TopicsMissing, run_leaf, run_region, run_resolver
-    from infra.assets.models import models_folder
-    from streams.app import UnsupportedSecurity
-
-    try:
-        if role == "resolver":
-            return run_resolver(config, folder)
-        models = models_folder()
-        return run_leaf(config, folder, models) if config.tier == "leaf" else run_region(config, folder, models)
-    except (
-        BrokerUnavailable,
-        TopicsMissing,
-        UnsupportedSecurity,
-        NoEngine,
-        WrongRuntime,
-        Misfit,
-        UnusableModel,
-        InvalidLabels,
-        ModelNotPrepared,
-    ) as error:
-        raise CommandFailed(str(error)) from None
+    if role == "resolver":
+        return worker.run_resolver(config, folder)
+    run = worker.run_leaf if config.tier == "leaf" else worker.run_region
+    return run(config, folder, models_folder())
 
 
 def _run_link(config: SiteConfig) -> int:
@@ -158,12 +134,10 @@ def _run_link(config: SiteConfig) -> int:
     from streams.link import Link
 
     link = Link(config)
-    ended = threading.Event()
     with ended_by_signals():
         link.start()
         try:
-            while not ended.wait(3600):
-                pass
+            while True:
+                threading.Event().wait(3600)
         finally:
             link.stop()
-    return 0

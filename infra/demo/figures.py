@@ -52,7 +52,8 @@ class Tally:
                     self.alert_ms.append(line.latency_ms)
                     self.alert_frames.add(line.record)
                     self.raised_at.append(line.read_at)
-                self.alerts[line.alert] = line
+                known = self.alerts.get(line.alert)
+                self.alerts[line.alert] = line if known is None else msgspec.structs.replace(line, read_at=known.read_at)
             case SeenAnswer():
                 self.answers[line.record] = line
                 self.answered_at.append(line.read_at)

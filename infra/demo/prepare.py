@@ -12,10 +12,11 @@ from infra.assets.models import ready_models
 from infra.demo.machine import Measured, measure
 from infra.demo.sites import REGION_SIZES
 from schemas.config import Detector
+from schemas.errors import Fault
 from streams.production.pictures import CaptureFailed
 
 
-class CannotPrepare(RuntimeError):
+class CannotPrepare(Fault, RuntimeError):
     """Something that the demo needs cannot be had; the message says what, and what to do."""
 
 

@@ -27,6 +27,7 @@ from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings, Wan
 from infra.processes import Child, Group
 from schemas.config import SiteConfig, parse
+from schemas.errors import Fault
 from streams.account import Account, read_account
 from streams.clients import Clients
 from streams.cluster import create_topics
@@ -38,7 +39,7 @@ REGION_NICE = 10  # the region would be another machine: here it takes what the 
 BUDGET_BYTES_PER_S = 96 << 10
 
 
-class DemoFailed(RuntimeError):
+class DemoFailed(Fault, RuntimeError):
     """The demo could not be run to its end; the message says what failed and where its log is."""
 
 
@@ -92,7 +93,7 @@ class Demo:
         region_broker = Broker(BrokerSettings(name="region", folder=folder / "kafka-region", port=0, wan=wan))
         for broker in (leaf_broker, region_broker):
             broker.spawn()
-            self.group.services.append(broker)
+            self.group.adopt(broker)
         for broker in (leaf_broker, region_broker):
             broker.wait_ready(READY_S)
         self.proxy.start(region_broker.wan_address)
@@ -144,9 +145,13 @@ class Demo:
 
     def _scrape_all(self) -> None:
         while not self._halt.wait(1.0):
-            for name, port in self._ports.items():
-                if (found := scrape(port)) is not None:
-                    self.scrapes[name] = found
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Read every process's metrics now."""
+        for name, port in self._ports.items():
+            if (found := scrape(port)) is not None:
+                self.scrapes[name] = found
 
     # ---- during
 
@@ -162,7 +167,7 @@ class Demo:
         self._counters = plan.folder / "logs" / "cameras.jsonl"
         cameras = Child("cameras", argv, log_path=self._counters, grace_s=20.0)
         cameras.start()
-        self.group.services.append(_Ends(cameras))
+        self.group.adopt(_Ends(cameras))
         self._wait("the first frame", lambda: bool(self.tally.verdict_ms) or cameras.poll() is not None, READY_S)
         began = time.monotonic()
         self.began_at = time.time()
@@ -210,7 +215,8 @@ class Demo:
     # ---- after
 
     def settle(self) -> Account:
-        """Wait until every frame has ended and the region has answered what it was asked, for a time; returns the account."""
+        """Wait, for a time, until every frame has ended, every alert was reviewed or its deadline has passed, and the region has answered
+        what it was asked; returns the account."""
         topology, clients = Topology(self.leaf), Clients(self.leaf.kafka, "demo")
         end = time.monotonic() + SETTLE_S
         self.say("the cameras have stopped: waiting for the last answers")
@@ -219,10 +225,13 @@ class Demo:
             self._halt.wait(1.0)
             self._alive()
             account = read_account(topology, clients)
+        self.refresh()
         return account
 
     def _all_answered(self) -> bool:
         agent = self.scrapes.get("leaf agent")
+        if any(alert.state == "raised" for alert in list(self.tally.alerts.values())):
+            return False
         return agent is not None and len(self.tally.answers) >= agent.total("headwater_escalations_total")
 
     def close(self) -> None:
