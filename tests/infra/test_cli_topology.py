@@ -42,7 +42,7 @@ def test_check_create_check_and_a_deleted_topic(headwater: Run, leaf: Path, kafk
     code, told, _ = headwater("topology", "check", "-c", leaf, "--no-region")
     assert code == 0, told
     assert told.endswith("clean: as declared\n")
-    assert re.search(rf"{prefix}l\.escalations +3 days", told), "how long an outage is survived"
+    assert re.search(rf"{prefix}l\.escalations +24 hours", told), "how long an outage is survived"
 
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
     admin.delete_topics([f"{prefix}l.alerts"])[f"{prefix}l.alerts"].result(10)
