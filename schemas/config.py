@@ -179,7 +179,7 @@ class Metrics(msgspec.Struct, **_strict):
     host: Annotated[str, Meta(description="address to listen on; loopback unless you mean otherwise")] = "127.0.0.1"
     ports: Annotated[
         dict[str, Annotated[int, Meta(ge=0, le=65_535)]],
-        Meta(description="port by role (agent, link, resolver); 0: any free one; a role that is not named gets one too"),
+        Meta(description="port by role (agent, link, resolver, producer); 0: any free one; a role that is not named gets one too"),
     ] = field(default_factory=dict)
 
 

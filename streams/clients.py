@@ -6,7 +6,8 @@ Our settings are the defaults of their purpose; what the site's file says under 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,13 +15,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 
 from schemas.config import Kafka
+from schemas.errors import Fault
 
 log = logging.getLogger("headwater.kafka")
 
 SECRETS = ("password", "secret", "key.pem", "oauth", "jaas")
 
 
-class BrokerUnavailable(ConnectionError):
+class BrokerUnavailable(Fault, ConnectionError):
     """No broker of the cluster answered; the message says which and what to try."""
 
 
@@ -132,14 +134,18 @@ class Clients:
 
 
 class _ErrorLog:
-    """Logs a client's errors once per change of state, not once per attempt."""
+    """Logs each kind of a client's errors once a while, not once an attempt: a broker that is away raises several kinds in turn."""
+
+    AGAIN_S = 60.0
 
     def __init__(self, name: str, servers: str) -> None:
-        self.name, self.servers, self.last = name, servers, -1
+        self.name, self.servers = name, servers
+        self._said: dict[int, float] = {}
 
     def __call__(self, error: KafkaError) -> None:
-        if error.code() != self.last:
-            self.last = error.code()
+        now = time.monotonic()
+        if now - self._said.get(error.code(), -self.AGAIN_S) >= self.AGAIN_S:
+            self._said[error.code()] = now
             log.warning("kafka client: %s", error.str(), extra={"client": self.name, "servers": self.servers, "code": error.name()})
 
 
@@ -151,6 +157,3 @@ def _reason(error: BaseException) -> str:
 def redacted(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings fit to be shown: values that may be secrets are hidden."""
     return {name: "<hidden>" if any(word in name for word in SECRETS) else str(value) for name, value in settings.items()}
-
-
-OnError = Callable[[KafkaError], None]

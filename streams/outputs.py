@@ -76,7 +76,9 @@ def drop(topic: Topic, value: Drop, now: dt.datetime, source: str | None = None)
 def epoch(topic: Topic, value: EpochMark, now: dt.datetime, stage: str = "producer") -> Output:
     """What a producer says of a run of its source."""
     key = f"{value.source}/{value.epoch}/{value.site}/{stage}"
-    headers = Envelope(id=f"{key}/{value.state}/{value.assigned}", source=value.source, type=envelope.EPOCH, time=now).to_headers()
+    headers = Envelope(
+        id=f"{key}/{value.state}/{value.assigned}-{value.acknowledged}", source=value.source, type=envelope.EPOCH, time=now
+    ).to_headers()
     return Output(topic, value.source, key, value.to_bytes(), headers)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
 
 from schemas.config import Metrics
+from schemas.errors import Fault
 
 # Half a millisecond to a minute, each bound a quarter above the last: a quantile read from them is within a few per cent.
 _LATENCY = tuple(round(0.0005 * 1.25**k, 7) for k in range(53))
@@ -50,7 +51,7 @@ def observe_stages(seconds: Mapping[str, float]) -> None:
         STAGE_SECONDS.labels(stage.removesuffix("_s")).observe(value)
 
 
-class MetricsUnavailable(OSError):
+class MetricsUnavailable(Fault, OSError):
     """The metrics cannot be served; the message names the address and the fix."""
 
 

@@ -82,10 +82,11 @@ def _play(
 
     ready = prepare(video, say=_say)
     found = ready.measured
+    looks = f"{found.inferences_per_s:g} looks/s"
     count = cameras or found.cameras
     _say(
-        f"this machine ({found.cores} cores, {found.engine}): a look takes {found.leaf_ms:.1f} ms at the leaf and {found.region_ms:.0f} ms at the "
-        f"region, so {count} camera{'s' if count > 1 else ''} and {found.inferences_per_s:g} looks/s"
+        f"this machine ({found.cores} cores, {found.engine}): a look takes {found.leaf_ms:.1f} ms at the leaf and "
+        f"{found.region_ms:.0f} ms at the region, so {count} camera{'s' if count > 1 else ''} and {looks}"
     )
     run = Demo(Plan(video=ready.video, seconds=seconds, cameras=count, outage=outage, folder=folder, measured=ready.measured), _say)
     try:

@@ -13,17 +13,20 @@ from types import FrameType
 
 import click
 import msgspec
+from prometheus_client import REGISTRY
 
 from infra import logs
 from infra.cli.clusters import clients_of
 from infra.cli.common import CommandFailed, err, load_config
 from infra.cli.produce_view import Tally, View
 from schemas.config import Bootstrap, SiteConfig
+from streams import telemetry
 from streams.clients import BrokerUnavailable
 from streams.production.address import redact
 from streams.production.feed import Feed, Until
 from streams.production.frames import FrameProducer
 from streams.production.manifest import Manifest
+from streams.production.metrics import ProducerCollector
 from streams.production.pictures import CaptureFailed
 from streams.production.publisher import FramePublisher, WrongTopics
 from streams.topology import Topology
@@ -92,6 +95,7 @@ def publish(wish: Wish, makers: list[tuple[str, MakeFeed]], prepare: Prepare) ->
             publisher.start()
         except (BrokerUnavailable, WrongTopics) as error:
             raise CommandFailed(str(error)) from None
+        _serve_metrics(config, publisher)
         signals = stack.enter_context(_signals())
         feeds: list[Feed] = []
         left = []
@@ -113,6 +117,13 @@ def publish(wish: Wish, makers: list[tuple[str, MakeFeed]], prepare: Prepare) ->
     if signals.last == signal.SIGINT:
         raise click.Abort
     return 0
+
+
+def _serve_metrics(config: SiteConfig, publisher: FramePublisher) -> None:
+    REGISTRY.register(ProducerCollector(publisher))
+    port = telemetry.serve(config.metrics, "producer", site=config.name, tier=config.tier)
+    if err.is_terminal:  # elsewhere a port is configured (metrics.ports.producer)
+        err.print(f"metrics: http://{config.metrics.host}:{port}/metrics")
 
 
 def _watch(publisher: FramePublisher, feeds: list[Feed], tally: Tally, signals: _Signals, as_json: bool) -> None:

@@ -20,7 +20,7 @@ from schemas.frames import Frame
 from schemas.messages import Drop, EpochMark, Ranges
 from streams import outputs
 from streams.clients import BrokerUnavailable, Clients
-from streams.production.frames import CLOSED, DELIVERY_FAILED, PURGED, FrameProducer, Limits, OnAssigned, PublisherClosed
+from streams.production.frames import CLOSED, DELIVERY_FAILED, PURGED, Counters, FrameProducer, Limits, OnAssigned, PublisherClosed
 from streams.production.window import Window
 from streams.sink import Output
 from streams.topology import Role, Topic, Topology
@@ -129,6 +129,12 @@ class FramePublisher:
         self._connect()
         self._thread.start()
         return self
+
+    def counters(self) -> list[Counters]:
+        """What became of the frames of every source so far."""
+        with self.lock:
+            sources = list(self._sources.values())
+        return [source.counters() for source in sources]
 
     def source(self, name: str) -> FrameProducer:
         """The producer of one source, made on first use; raises `InvalidIdentity` for a name that cannot be."""
