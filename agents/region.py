@@ -15,8 +15,7 @@ from agents.inference.detector import Detector, Look
 from agents.inference.images import UndecodableImage
 from agents.leaf import confidence
 from schemas.config import SiteConfig
-from schemas.detections import Detections
-from schemas.envelope import InvalidEnvelope
+from schemas.envelope import Envelope, InvalidEnvelope
 from schemas.identity import RecordId, content_digest
 from schemas.messages import RANK, Asked, Control, Escalation, Status, Tier, Verdict
 from schemas.records import InvalidRecord
@@ -29,7 +28,7 @@ from streams.topology import RoleView, Topic
 
 
 class InvalidEvidence(ValueError):
-    """Evidence that cannot be judged: empty, too large, or not what its digest says."""
+    """Evidence that cannot be judged: empty, not what its digest says, or of another source."""
 
 
 class Region:
@@ -44,18 +43,28 @@ class Region:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     async def work(self, topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> AsyncIterator[Emitted | Rejected]:
-        """Judge the escalations of one batch, each as soon as it is judged."""
+        """Judge the escalations of one batch, each as soon as it is judged. One that fails holds nothing up: its error is raised when all
+        others are answered."""
         tasks = {asyncio.ensure_future(self._judge(topic, index, record)) for index, record in enumerate(records)}
+        failure: Exception | None = None
         try:
             for task in asyncio.as_completed(tasks):
-                yield await task
+                try:
+                    item = await task
+                except Exception as error:  # noqa: BLE001 - raised to delivery below
+                    failure = failure or error
+                else:
+                    yield item
         finally:
-            for task in tasks:
-                task.cancel()
+            for left in tasks:
+                left.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if failure is not None:
+            raise failure
 
     async def _judge(self, topic: Topic, index: int, record: KafkaRecord) -> Emitted | Rejected:
-        site = topic.site or ""
         try:
+            head = Envelope.from_headers(record.headers())
             asked = escalation_of(record.headers())
             evidence = check_evidence(record.value(), asked)
         except (InvalidRecord, InvalidEnvelope, InvalidEvidence) as error:
@@ -64,11 +73,9 @@ class Region:
             look = await asyncio.get_running_loop().run_in_executor(self._pool, self._look, evidence)
         except UndecodableImage as error:
             return Rejected(index, error, asked.id)
-        trace = dict(record.headers() or ()).get("ce_traceparent")
-        target = self.role.write("down.verdicts", site)
-        answers = tuple(
-            outputs.answer(target, self._verdict(asked, each, look), trace.decode() if trace else None) for each in asked.records
-        )
+        target = self.role.write("down.verdicts", topic.site)
+        trace = head.traceparent if head is not None else None
+        answers = tuple(outputs.answer(target, self._verdict(asked, each, look), trace) for each in asked.records)
         telemetry.VERDICTS.labels(Status.FINAL).inc(len(answers))
         return Emitted(index, answers)
 
@@ -84,7 +91,7 @@ class Region:
             captured_at=record.captured_at,
             status=Status.FINAL,
             detections=look.detections,
-            confidence=confidence(Detections(look.detections)),
+            confidence=confidence(look.detections),
             tier=Tier.REGION,
             site=self.config.name,
             rank=RANK[Tier.REGION],

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import msgspec
 
 from agents.memory import Memory
 from schemas.config import SiteConfig
+from schemas.envelope import Envelope, InvalidEnvelope
 from schemas.messages import Alert, Answer, Result, Status, Tier, Verdict
 from schemas.records import InvalidRecord
 from schemas.resolution import clamp, judge, result_of, unanswered
@@ -36,15 +38,16 @@ class Resolver:
         self.results, self.alerts = role.write("results"), role.write("alerts")
         self.verdicts = role.write("verdicts") if config.tier_name is Tier.LEAF else None
         self._memories: dict[int, Memory] = {}
-        self._due: list[tuple[float, int, str]] = []  # (broker time in ms, partition, record)
 
     # ---- partitions come and go; called in the consumer's thread, before and after their records
 
     def restore(self, places: Iterable[tuple[str, int]]) -> None:
-        """Read back what was written of the partitions that came, so that no replay is new to us."""
+        """Read back what was written of the partitions that came, so that no replay is new to us.
+
+        None of their records is in work meanwhile. A memory is handed over as a whole, so that the event loop never sees half of one.
+        """
         partitions = {partition for _, partition in places}
-        fresh = {partition: Memory() for partition in partitions}
-        due: list[tuple[float, int, str]] = []
+        fresh = {partition: self._memory() for partition in partitions}
         count = 0
         for message in to_end(self.clients, [(topic.name, partition) for topic in (self.results, self.alerts) for partition in partitions]):
             count += 1
@@ -54,32 +57,37 @@ class Resolver:
             try:
                 if message.topic() == self.alerts.name:
                     memory.alert(Alert.from_bytes(value))
-                elif (joined := memory.learn(Result.from_bytes(value))) is not None and joined.deadline_ms is not None:
-                    due.append((message.timestamp()[1] + joined.deadline_ms, message.partition(), joined.id))
+                else:
+                    memory.learn(Result.from_bytes(value), message.timestamp()[1])
             except InvalidRecord as error:  # only we write there: an older version's value; it is joined anew if its verdicts come again
                 log.warning("a result could not be read back: %s", error, extra={"topic": message.topic(), "offset": message.offset()})
         self._memories.update(fresh)
-        self._due = [item for item in self._due if item[1] not in partitions] + due
-        heapq.heapify(self._due)
-        log.info("memory restored", extra={"partitions": len(partitions), "records": count, "open": len(due)})
+        log.info(
+            "memory restored",
+            extra={"partitions": len(partitions), "records": count, "open": sum(memory.open for memory in fresh.values())},
+        )
 
     def forget(self, places: Iterable[tuple[str, int]]) -> None:
         for _, partition in places:
             self._memories.pop(partition, None)
 
+    def _memory(self) -> Memory:
+        return Memory(keep_s=2 * self.config.topics.outbox_retention_s)  # a record may be a dead letter and then be replayed
+
     # ---- the work
 
     async def work(self, topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> AsyncIterator[Emitted | Rejected]:
         """Join the verdicts and alerts of one batch."""
-        memory = self._memories.setdefault(partition, Memory())
+        memory = self._memories.get(partition)
+        if memory is None:
+            memory = self._memories[partition] = self._memory()
         for index, record in enumerate(records):
             try:
                 if topic.value == "Alert":
-                    found = list(self._alert(memory, Alert.from_bytes(record.value() or b""), topic))
+                    found = self._alert(memory, self._placed(Alert.from_bytes(record.value()), topic), topic)
                 else:
-                    verdict = self._trusted(Verdict.from_bytes(record.value() or b""), topic)
-                    found = list(self._verdict(memory, verdict, partition, record))
-            except InvalidRecord as error:
+                    found = self._verdict(memory, self._trusted(Verdict.from_bytes(record.value()), topic), record)
+            except (InvalidRecord, InvalidEnvelope) as error:
                 yield Rejected(index, error)
                 continue
             yield Emitted(index, tuple(found))
@@ -91,31 +99,34 @@ class Resolver:
             site = self.config.link.region_name if self.config.link is not None else self.config.name
         return clamp(verdict, tier, site)
 
-    def _verdict(self, memory: Memory, verdict: Verdict, partition: int, record: KafkaRecord) -> Iterator[Output]:
-        joined = memory.learn(result_of(verdict))
+    def _placed(self, alert: Alert, topic: Topic) -> Alert:
+        if topic.site in (None, alert.site):
+            return alert
+        return msgspec.structs.replace(alert, site=topic.site)
+
+    def _verdict(self, memory: Memory, verdict: Verdict, record: KafkaRecord) -> list[Output]:
+        """What a verdict changes. Nothing is remembered before all of it could be made: what fails is tried again as if it were new."""
+        joined = memory.improved(result_of(verdict))
         if joined is None:
-            return
-        trace = dict(record.headers() or ()).get("ce_traceparent")
+            return []
+        head = Envelope.from_headers(record.headers())
+        later = [alert for known in memory.alerts_of(joined.id) if (alert := judge(known, joined)) is not None]
+        found = [outputs.answer(self.results, joined, head.traceparent if head is not None else None), *map(self._write, later)]
+        memory.keep(joined, record.timestamp()[1])
+        for alert in later:
+            memory.alert(alert)
         telemetry.RESULTS.labels(joined.tier).inc()
-        yield outputs.answer(self.results, joined, trace.decode() if trace else None)
-        if joined.deadline_ms is not None:
-            heapq.heappush(self._due, (record.timestamp()[1] + joined.deadline_ms, partition, joined.id))
-        for alert in memory.alerts_of(joined.id):
-            yield from self._judged(memory, alert, joined)
+        return found
 
-    def _alert(self, memory: Memory, alert: Alert, topic: Topic) -> Iterator[Output]:
+    def _alert(self, memory: Memory, alert: Alert, topic: Topic) -> list[Output]:
         if memory.alert(alert) is None:
-            return
-        if topic.name != self.alerts.name:  # the region keeps every site's alerts in one topic of its own
-            yield self._write(alert)
+            return []
+        found = [alert] if topic.name != self.alerts.name else []  # the region keeps every site's alerts in one topic of its own
         result = memory.result(alert.record)
-        if result is not None:
-            yield from self._judged(memory, alert, result)
-
-    def _judged(self, memory: Memory, alert: Alert, result: Result) -> Iterator[Output]:
-        later = judge(alert, result)
+        later = None if result is None else judge(alert, result)
         if later is not None and memory.alert(later) is not None:
-            yield self._write(later)
+            found.append(later)
+        return [*map(self._write, found)]
 
     def _write(self, alert: Alert) -> Output:
         telemetry.ALERTS.labels(alert.state).inc()
@@ -126,13 +137,11 @@ class Resolver:
     def overdue(self, now_ms: float) -> list[Output]:
         """The verdicts `unanswered` of the records whose deadline has passed by broker time and that nobody has answered."""
         found: list[Output] = []
-        while self._due and self._due[0][0] <= now_ms:
-            _, partition, record = heapq.heappop(self._due)
-            memory = self._memories.get(partition)
-            result = None if memory is None else memory.result(record)
-            if self.verdicts is not None and result is not None and result.status is Status.PROVISIONAL:
-                found.append(outputs.answer(self.verdicts, unanswered(_as_verdict(result))))
-                telemetry.VERDICTS.labels(Status.UNANSWERED).inc()
+        for memory in list(self._memories.values()):
+            for result in memory.overdue(now_ms):
+                if self.verdicts is not None:
+                    found.append(outputs.answer(self.verdicts, unanswered(_as_verdict(result))))
+                    telemetry.VERDICTS.labels(Status.UNANSWERED).inc()
         return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,18 @@ from agents.leaf import Leaf
 from agents.region import Region
 from agents.resolver import Resolver
 from schemas.config import SiteConfig
+from schemas.errors import Fault
 from schemas.identity import foreign_id
 from schemas.intervals import Intervals
-from schemas.messages import Control, Drop
+from schemas.messages import Alert, Control, Drop
+from schemas.records import InvalidRecord
 from streams import outputs, telemetry
 from streams.app import ColdRecord, cold_agent, hot_agent, make_app, run_worker
 from streams.batches import BatchSource, Lost
-from streams.clients import Clients
+from streams.clients import BrokerUnavailable, Clients
 from streams.delivery import Delivery
+from streams.merging import ReadRefused, TopicMissing
+from streams.reader import read
 from streams.sink import Sink
 from streams.topology import Role, RoleView, Topic, Topology
 
@@ -33,9 +39,10 @@ log = logging.getLogger("headwater.worker")
 
 ANNOUNCE_S = 15.0  # Faust takes up a cold topic where it left it, so a leaf that restarts hears its region again within this time
 DEADLINE_CHECK_S = 0.25
+RECALL_S = 60.0  # beyond the longest cool-down: what a frame may wait, and clocks may differ
 
 
-class TopicsMissing(LookupError):
+class TopicsMissing(Fault, LookupError):
     """Topics that this role needs do not exist."""
 
 
@@ -107,7 +114,8 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     cold_agent(app, role.read("control"), role.write("control.dlq"), heed, lambda: sink, role.group())
 
     def explain(lost: Lost) -> None:
-        """Offsets that retention took become a drop of the partition, as foreign records are accounted."""
+        """Offsets that retention took become a drop of the partition, as foreign records are accounted; it is written before anything
+        beyond them is read."""
         place = foreign_id(info.id, info.topics[lost.topic.name][0], lost.partition, lost.first)
         drop = Drop(
             source=place.source,
@@ -118,7 +126,12 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
             ranges=Intervals([(lost.first, lost.last)]).to_ranges(),
         )
         telemetry.DROPPED.labels("retention").inc(lost.last - lost.first + 1)
-        sink.post([outputs.drop(role.write("drops"), drop, dt.datetime.now(dt.UTC))])
+        sink.write_blocking([outputs.drop(role.write("drops"), drop, dt.datetime.now(dt.UTC))])
+
+    def recall(_: object) -> None:
+        """Partitions come with what was raised on them lately, whoever raised it."""
+        if config.rules:
+            leaf.recall(_alerts_since(clients, role.read("alerts"), max(rule.cooldown_s for rule in config.rules) + RECALL_S))
 
     delivery = Delivery(sink, leaf.work, _dead_letters(role), role.group())
     source = BatchSource(
@@ -126,6 +139,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         [frames],
         role.group(),
         hot_agent(app, f"{role.group()}.frames", delivery, concurrency=4),
+        on_assigned=recall,
         on_lost=explain,
         max_records=8,
         in_flight=4,
@@ -167,14 +181,17 @@ def run_resolver(config: SiteConfig, folder: Path) -> int:
     delivery = Delivery(sink, resolver.work, _dead_letters(role), role.group())
     source = BatchSource(
         clients,
-        [topic for topic in role.reads() if topic.base != "results"],  # results are what it restores itself from
+        [topic for topic in role.reads() if topic.writers != {Role.RESOLVER}],  # what only it writes is what it restores itself from
         role.group(),
         hot_agent(app, f"{role.group()}.verdicts", delivery, concurrency=8),
         on_assigned=resolver.restore,
         on_revoked=resolver.forget,
         max_records=500,
         in_flight=8,
-        settings={"group.instance.id": role.group()},  # a restart takes up the same partitions, and both inputs stay together
+        settings={
+            "group.instance.id": role.group(),  # a restart takes up the same partitions, and both inputs stay together
+            "max.poll.interval.ms": 3_600_000,  # restoring is done within a poll, and may have gigabytes to read
+        },
     )
     return _run(app, sink, resolver, source, Deadlines(resolver, sink))
 
@@ -186,6 +203,16 @@ def _run(app: faust.App, sink: Sink, agent: Any, *services: Service) -> int:
         sink.close()
         if hasattr(agent, "close"):
             agent.close()
+
+
+def _alerts_since(clients: Clients, topic: Topic, age_s: float) -> Iterator[Alert]:
+    """The alerts that the broker took in the last seconds. Without them the leaf goes on: an alert may then be raised twice."""
+    try:
+        for record in read(clients, [topic], start=dt.timedelta(seconds=age_s)):
+            with contextlib.suppress(InvalidRecord):  # nothing that we wrote, or by another version: the resolver says so
+                yield Alert.from_bytes(record.value)
+    except (BrokerUnavailable, ReadRefused, TopicMissing) as error:
+        log.warning("the latest alerts could not be read, so one may be raised again: %s", error, extra={"topic": topic.name})
 
 
 def _detector(config: SiteConfig, models: Path) -> Detector:

@@ -53,7 +53,8 @@ class Budgets:
     """Both budgets of a site.
 
     An alert's frame may use all that is saved up and run into debt by as much again; anything else must leave a quarter in hand, so that
-    an alert finds something to spend. Over time neither budget is passed.
+    an alert finds something to spend. Over time neither budget is passed. A look that costs more than may be saved up is allowed when the
+    bucket is full, so that a small budget buys few looks and not none; a rate of 0 buys none.
 
     Parameters
     ----------
@@ -69,8 +70,19 @@ class Budgets:
 
     def forbids(self, reason: Reason, size: float) -> Budget | None:
         """Which budget does not allow a look of that many bytes now, or None if both do."""
-        for name, bucket, cost in (("bytes", self.bytes, size), ("inferences", self.inferences, 1.0)):
-            floor = -bucket.capacity if reason is Reason.ALERT else min(self.RESERVE * bucket.capacity, bucket.capacity - cost)
-            if bucket.level() - cost < floor:
-                return "bytes" if name == "bytes" else "inferences"
+        bounds: tuple[tuple[Budget, TokenBucket, float], ...] = (("bytes", self.bytes, size), ("inferences", self.inferences, 1.0))
+        for name, bucket, cost in bounds:
+            floor = -bucket.capacity if reason is Reason.ALERT else self.RESERVE * bucket.capacity
+            if bucket.rate <= 0 or bucket.level() - cost < min(floor, bucket.capacity - cost):
+                return name
         return None
+
+    def spend(self, size: float) -> None:
+        """Charge one look of that many bytes."""
+        self.bytes.spend(size)
+        self.inferences.spend(1.0)
+
+    def refund(self, size: float) -> None:
+        """Give back one look that was not sent after all."""
+        self.bytes.spend(-size)
+        self.inferences.spend(-1.0)

@@ -6,27 +6,34 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from agents.inference.images import decode
 from schemas.detections import Detections
 from schemas.envelope import JPEG
 from schemas.frames import Frame
 from schemas.identity import content_digest, escalation_id
 from schemas.messages import Asked, Escalation, Reason, Verdict
 
-_ASKED_DETECTIONS = 50  # what the leaf thought travels in a header, which is bounded
+# What travels in a header is bounded.
+_ASKED_DETECTIONS = 50
+_ALERTS = 64
 
 
 def encode_frame(jpeg: bytes, *, side: int, quality: int) -> bytes:
     """A JPEG of `side` x `side` pixels, squeezed as the detectors' own input is; its boxes are the frame's in shares of the image.
 
     A frame that is no larger is not enlarged.
+
+    Raises
+    ------
+    UndecodableImage
+        As the detectors' own decoder does, for what is not a whole JPEG.
     """
-    height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
-    image = simplejpeg.decode_jpeg(jpeg, colorspace="BGR", min_height=min(side, height), min_width=min(side, width), fastdct=True)
-    size = (min(side, width), min(side, height))
-    if (image.shape[1], image.shape[0]) != size:
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image = decode(jpeg, side)
+    pixels, size = image.pixels, (min(side, image.width), min(side, image.height))
+    if (pixels.shape[1], pixels.shape[0]) != size:
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     encoded: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=quality, colorspace="BGR", colorsubsampling="420", fastdct=True
+        np.ascontiguousarray(pixels), quality=quality, colorspace="BGR", colorsubsampling="420", fastdct=True
     )
     return encoded
 
@@ -47,5 +54,5 @@ def escalate(
         content_type=JPEG,
         deadline_ms=deadline_ms,
         ttl_s=ttl_s,
-        alerts=alerts,
+        alerts=alerts[:_ALERTS],
     )
