@@ -22,6 +22,7 @@ from agents.cascade.evidence import encode_frame, escalate
 from agents.cascade.policy import Never, Policy
 from agents.inference.detector import Detector, Look
 from agents.inference.images import UndecodableImage
+from agents.pools import patient_pool
 from schemas.config import SiteConfig
 from schemas.detections import Detections
 from schemas.frames import Frame, InvalidFrame, Origin, read_frame
@@ -111,10 +112,12 @@ class Leaf:
         self.name = config.detector.name or detector.name
         self.evidence_bytes = 16_000.0  # expected size of one look's evidence; follows what is measured
         self._pool = ThreadPoolExecutor(config.engine.workers, thread_name_prefix="look")
+        self._encoder = patient_pool("evidence")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the sources in work
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._encoder):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def heed(self, control: Control) -> None:
         """What the region announced: how many looks a second it can afford for us."""
@@ -292,7 +295,7 @@ class Leaf:
         policy, frame, start = self.config.policy, question.taken.frame, time.perf_counter()
         try:
             evidence = await asyncio.get_running_loop().run_in_executor(
-                self._pool, lambda: encode_frame(frame.jpeg, side=policy.evidence_side, quality=policy.evidence_quality)
+                self._encoder, lambda: encode_frame(frame.jpeg, side=policy.evidence_side, quality=policy.evidence_quality)
             )
             asked = escalate(
                 frame,

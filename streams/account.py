@@ -1,17 +1,16 @@
 """The account: what became of every record that was produced, per epoch, as set unions and never sums.
 
 produced = results + dead letters + drops + open, with that precedence (a replay may process what was dropped). Produced is the larger of
-the producer's own mark and the highest sequence that any stage has seen. Foreign records are accounted by partition, their sequences being
-offsets; what of a partition carries our ids is not counted there.
+the producer's acknowledged mark and the highest sequence that any stage has seen; what a producer numbered beyond that is with it still, or
+was lost with it (`unsent`). Foreign records are accounted by partition, their sequences being offsets; what of a partition carries our ids
+is not counted there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import msgspec
 
-from schemas.identity import FOREIGN, InvalidIdentity, RecordId, foreign_id
+from schemas.identity import FOREIGN, InvalidIdentity, RecordId
 from schemas.intervals import Intervals, Pair
 from schemas.messages import Drop, EpochMark, EpochState
 from schemas.records import InvalidRecord
@@ -22,7 +21,8 @@ from streams.topology import Role, Topology
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """How the records of one epoch ended. `open` names the sequences that nothing is known of."""
+    """How the records of one epoch ended. `open` names the sequences that nothing is known of; `unsent` counts those that the producer has
+    given out beyond `produced`, of which no broker knows."""
 
     source: str
     epoch: str
@@ -32,6 +32,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     dead: int
     drops: dict[str, int]
     open: tuple[Pair, ...]
+    unsent: int = 0
 
     @property
     def dropped(self) -> int:
@@ -77,7 +78,7 @@ class _Stream:
     """What is known of one epoch while topics are read."""
 
     def __init__(self) -> None:
-        self.mark = 0
+        self.mark = self.assigned = 0
         self.state = ""
         self.results, self.dead = Intervals(), Intervals()
         self.drops: dict[str, Intervals] = {}
@@ -105,11 +106,12 @@ class _Stream:
             dead=(self.dead - self.results).count(),
             drops=drops,
             open=tuple((produced - known).pairs()),
+            unsent=max(0, self.assigned - produced.count()),
         )
 
 
 class Ledger:
-    """Takes in records of `epochs`, `results`, `drops` and `frames.dlq`, in any order and however often, and draws the account."""
+    """Takes in records of `epochs`, `results`, `drops` and dead letters, in any order and however often, and draws the account."""
 
     def __init__(self) -> None:
         self._streams: dict[tuple[str, str], _Stream] = {}
@@ -119,7 +121,7 @@ class Ledger:
 
     def epoch(self, mark: EpochMark) -> None:
         stream = self._stream(mark.source, mark.epoch)
-        stream.mark = max(stream.mark, mark.assigned)
+        stream.mark, stream.assigned = max(stream.mark, mark.acknowledged), max(stream.assigned, mark.assigned)
         if stream.state != EpochState.ENDED:
             stream.state = mark.state
 
@@ -147,7 +149,7 @@ def read_account(topology: Topology, clients: Clients) -> Account:
         If the cluster does not answer.
     """
     role = topology.role(Role.READER)
-    topics = {base: role.read(base) for base in ("epochs", "results", "drops", "frames.dlq")}
+    topics = {base: role.read(base) for base in ("epochs", "results", "drops", "frames.dlq", "verdicts.dlq")}
     frames = role.read("frames")
     info = clients.cluster([frames.name])
     uuid = info.topics[frames.name][0] if frames.name in info.topics else ""
@@ -160,26 +162,25 @@ def read_account(topology: Topology, clients: Clients) -> Account:
                 ledger.drop(Drop.from_bytes(message.value() or b""))
             elif message.topic() == topics["results"].name:
                 ledger.result(RecordId.parse((message.key() or b"").decode(errors="replace")))
-            else:
-                for record in _buried(message, info.id, uuid):
-                    ledger.dead_letter(record)
+            elif message.topic() == topics["frames.dlq"].name:
+                ledger.dead_letter(_buried(message, info.id, uuid))
+            else:  # a verdict that could not be joined: its record has no result
+                ledger.dead_letter(_named(message))
         except (InvalidRecord, InvalidIdentity):
             continue  # not ours to count: `headwater tail` shows it
     return ledger.account()
 
 
-def _buried(message: KafkaRecord, cluster: str, uuid: str) -> Iterable[RecordId]:
-    """The record that a dead letter of `frames` was: by its own id if it had one, else by the place it came from."""
-    headers = {name: value or b"" for name, value in message.headers() or ()}
-    yield from _named(headers.get("ce_id", b""))
-    place = (headers.get("__connect.errors.partition"), headers.get("__connect.errors.offset"))
-    if "ce_id" not in headers and place[0] is not None and place[1] is not None:
-        yield foreign_id(cluster, uuid, int(place[0]), int(place[1]))
-
-
-def _named(text: bytes) -> Iterator[RecordId]:
+def _buried(message: KafkaRecord, cluster: str, uuid: str) -> RecordId:
+    """The record that a dead letter of `frames` was: by its own id if it had one, else by the place it came from. Raises
+    `InvalidIdentity` if neither is there."""
     try:
-        if text:
-            yield RecordId.parse(text.decode(errors="replace"))
+        return _named(message)
     except InvalidIdentity:
-        return
+        headers = dict(message.headers() or ())
+        partition, offset = ((headers.get(f"__connect.errors.{name}") or b"").decode(errors="replace") for name in ("partition", "offset"))
+        return RecordId.parse(f"{FOREIGN}/{cluster}/{uuid}/{partition}/{offset}")
+
+
+def _named(message: KafkaRecord) -> RecordId:
+    return RecordId.parse((dict(message.headers() or ()).get("ce_id") or b"").decode(errors="replace"))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +21,28 @@ from faust.types import StreamT
 
 from schemas.config import SiteConfig
 from streams.batches import Batch, BatchSource
-from streams.delivery import ATTEMPTS, Delivery, backoff_s, error_headers, may_pass
+from streams.delivery import ATTEMPTS, Delivery, backoff_s, bury, may_pass
 from streams.message import Pairs
-from streams.sink import Output, Sink
+from streams.sink import Sink
 from streams.topology import RoleView, Topic
 
 log = logging.getLogger("headwater.app")
+
+STOP_LIMIT_S = 25.0  # with a silent broker a stop has no end of its own
+
+_SECURITY = (
+    "sasl.mechanisms",
+    "sasl.mechanism",
+    "sasl.username",
+    "sasl.password",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.key.password",
+    "ssl.endpoint.identification.algorithm",
+    "enable.ssl.certificate.verification",
+)
+_KNOWN = ", ".join(("security.protocol", *_SECURITY))
 
 
 class UnsupportedSecurity(ValueError):
@@ -61,33 +79,52 @@ def credentials(properties: Mapping[str, str]) -> Any:
     UnsupportedSecurity
         For mechanisms that the other client has no counterpart of.
     """
+    if unknown := sorted(name for name in properties if name.startswith(("ssl.", "sasl.", "enable.ssl.")) and name not in _SECURITY):
+        raise UnsupportedSecurity(f"kafka.properties has {', '.join(unknown)}: Faust's client has no counterpart. It takes {_KNOWN}")
     protocol = properties.get("security.protocol", "plaintext").lower()
-    context = None
-    if protocol in ("ssl", "sasl_ssl"):
-        context = ssl.create_default_context(cafile=properties.get("ssl.ca.location"))
-        if properties.get("ssl.endpoint.identification.algorithm", "https") == "none":
-            context.check_hostname = False
-        if properties.get("enable.ssl.certificate.verification", "true").lower() == "false":
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if certificate := properties.get("ssl.certificate.location"):
-            context.load_cert_chain(certificate, properties.get("ssl.key.location"), properties.get("ssl.key.password"))
-    if protocol == "ssl":
-        return faust.SSLCredentials(context=context)
-    if protocol.startswith("sasl"):
-        mechanism = properties.get("sasl.mechanisms") or properties.get("sasl.mechanism") or "GSSAPI"
-        if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
-            raise UnsupportedSecurity(
-                f"kafka.properties sasl.mechanisms is {mechanism!r}: Faust's client takes PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 here"
-            )
-        return faust.SASLCredentials(
-            username=properties.get("sasl.username"), password=properties.get("sasl.password"), ssl_context=context, mechanism=mechanism
-        )
-    if protocol != "plaintext":
+    if protocol not in ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl"):
         raise UnsupportedSecurity(
             f"kafka.properties security.protocol is {protocol!r}: expected plaintext, ssl, sasl_plaintext or sasl_ssl"
         )
-    return None
+    context = _tls(properties) if protocol.endswith("ssl") else None
+    if protocol == "ssl":
+        return faust.SSLCredentials(context=context)
+    if protocol == "plaintext":
+        return None
+    mechanism = properties.get("sasl.mechanisms") or properties.get("sasl.mechanism") or "GSSAPI"
+    if mechanism not in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"):
+        raise UnsupportedSecurity(
+            f"kafka.properties sasl.mechanisms is {mechanism!r}: Faust's client takes PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512 here"
+        )
+    return faust.SASLCredentials(
+        username=properties.get("sasl.username"), password=properties.get("sasl.password"), ssl_context=context, mechanism=mechanism
+    )
+
+
+def _tls(properties: Mapping[str, str]) -> ssl.SSLContext:
+    def path(name: str) -> str | None:
+        found = properties.get(name)
+        if found is not None and not Path(found).is_file():
+            raise UnsupportedSecurity(f"kafka.properties {name} is {found!r}: there is no such file")
+        return found
+
+    authorities, certificate, key = path("ssl.ca.location"), path("ssl.certificate.location"), path("ssl.key.location")
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+        if certificate is not None:
+            # Without a password for an encrypted key, OpenSSL would ask the terminal for one.
+            context.load_cert_chain(certificate, key, lambda: properties.get("ssl.key.password", ""))
+    except OSError as error:  # an SSLError is one
+        raise UnsupportedSecurity(
+            f"kafka.properties ssl.ca.location, ssl.certificate.location or ssl.key.location cannot be used ({error.strerror or error}): "
+            "expected PEM files that belong together, and ssl.key.password if the key is encrypted"
+        ) from None
+    if properties.get("ssl.endpoint.identification.algorithm", "https") == "none":
+        context.check_hostname = False
+    if properties.get("enable.ssl.certificate.verification", "true").lower() == "false":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def hot_agent(app: faust.App, name: str, delivery: Delivery, *, concurrency: int) -> Callable[[Batch], Awaitable[Any]]:
@@ -151,39 +188,75 @@ def cold_agent(
     agent: str,
 ) -> None:
     """An ordinary Faust agent over a declared topic, under the one wrapper: a handler that raises is tried again, without limit if the
-    cause may pass, else `ATTEMPTS` times; then the record becomes a dead letter. Only then Faust acknowledges it."""
+    cause may pass, else `ATTEMPTS` times (a `ValueError` once: the record itself is wrong); then the record becomes a dead letter. Only
+    then Faust acknowledges it. By itself it would do so also for a record whose handler was stopped or whose dead letter was refused.
+    """
     source = app.topic(topic.name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", allow_empty=True)
 
     @app.agent(source, name=f"{agent}.{topic.base}")
     async def consume(stream: StreamT[bytes]) -> None:
+        stream = cast(Any, stream).noack()
         async for event in stream.events():
-            record = ColdRecord(event.message)
-            attempt = 0
-            while True:
-                try:
-                    await handle(record)
-                    break
-                except Exception as error:
-                    attempt += 1
-                    if may_pass(error) or (attempt < ATTEMPTS and not isinstance(error, ValueError)):
-                        await asyncio.sleep(backoff_s(attempt))
-                        continue
-                    headers = [*record.headers(), *error_headers(record, error, agent, None)]
-                    await sink().write([Output(dead_letters, "", record.key(), record.value(), headers)])
-                    log.exception("dead letter", extra={"topic": topic.name, "offset": record.offset()})
-                    break
+            await _settle(ColdRecord(event.message), topic, dead_letters, handle, sink, agent)
+            await stream.ack(event)
+
+
+async def _settle(
+    record: ColdRecord,
+    topic: Topic,
+    dead_letters: Topic,
+    handle: Callable[[ColdRecord], Awaitable[None]],
+    sink: Callable[[], Sink],
+    agent: str,
+) -> None:
+    attempt = 0
+    while True:
+        try:
+            await handle(record)
+        except Exception as error:
+            attempt += 1
+            if may_pass(error) or (attempt < ATTEMPTS and not isinstance(error, ValueError)):
+                if attempt == 1:
+                    log.warning("work failed and is tried again: %s", error, extra={"topic": topic.name, "offset": record.offset()})
+                await asyncio.sleep(backoff_s(attempt))
+                continue
+            await bury(sink(), dead_letters, record, error, agent, None)
+            log.exception("dead letter", extra={"topic": topic.name, "partition": record.partition(), "offset": record.offset()})
+        return
 
 
 class _Worker(faust.Worker):
     """Faust's worker with the app before the services: so it starts when the channels flow, and a stop drains the source first."""
 
+    _deadline: threading.Timer | None = None
+
     def on_init_dependencies(self) -> list[Any]:
         super().on_init_dependencies()
         return [self.app, *self.services]
 
+    async def stop(self) -> None:
+        if self._deadline is None:
+            self._deadline = threading.Timer(STOP_LIMIT_S, _give_up)
+            self._deadline.daemon = True
+            self._deadline.start()
+        await super().stop()
+
+    def stopped(self) -> None:
+        """The stop has come to its end by itself."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+
+def _give_up() -> None:
+    """End the process at once: Faust's consumer waits minutes for a silent broker. What was not committed is read again."""
+    log.critical("the worker did not stop in time and ends by force; what it did since its last commit is done again")
+    logging.shutdown()
+    os._exit(1)
+
 
 def run_worker(app: faust.App, *services: BatchSource | Any) -> int:
-    """Run a worker until SIGTERM, Ctrl-C or a failure; returns the exit code (0 for a clean stop)."""
+    """Run a worker until SIGTERM, Ctrl-C or a failure; returns the exit code (0 for a clean stop). A stop that takes longer than
+    `STOP_LIMIT_S` ends the process, with code 1."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     worker = _Worker(app, *services, loop=loop, quiet=True, redirect_stdouts=False)
@@ -193,5 +266,7 @@ def run_worker(app: faust.App, *services: BatchSource | Any) -> int:
         worker.execute_from_commandline()
     except SystemExit as end:
         failed = [service for service in (app, *services) if service.crash_reason is not None]
-        return 1 if failed else int(end.code or 0)
+        return 1 if failed or not isinstance(end.code, int | None) else end.code or 0
+    finally:
+        worker.stopped()
     return 0

@@ -5,9 +5,12 @@ It follows steps 1, 4 (commits) and 8 of the delivery protocol (`streams/deliver
 1. One thread owns the consumer. When the bound is reached it waits a moment, then pauses its partitions and keeps polling, since
    rebalances and `max.poll.interval.ms` depend on that.
 2. A partition without a commit starts at its beginning, explicitly. A commit below the low watermark is a loss: it is reported, then the
-   source goes on at the low watermark.
+   source goes on at the low watermark. The same holds where retention overtakes the source while it runs.
 3. Offsets count only when a batch is done; only a contiguous prefix of done batches is committed, once a second.
 4. Revoked partitions drain, commit synchronously inside the callback, and are forgotten.
+
+Neither a synchronous commit nor leaving the group ends while the broker is silent (measured: minutes, whatever the timeouts say), so a
+stop waits for the consumer's thread `STOP_S` and a little more, and then goes on without it.
 """
 
 from __future__ import annotations
@@ -22,20 +25,29 @@ from functools import partial
 from typing import Any, cast
 
 import msgspec
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from mode import Service
 
 from streams import telemetry
 from streams.clients import Clients
-from streams.message import KafkaRecord
+from streams.message import KafkaRecord, readable
 from streams.topology import Topic
 
 log = logging.getLogger("headwater.batches")
 
 Place = tuple[str, int]  # topic name, partition
-_PASSING = {KafkaError._PARTITION_EOF, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+_PASSING = {
+    KafkaError._PARTITION_EOF,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError._MAX_POLL_EXCEEDED,  # the group went on without us; the next poll says so and joins again
+}
 FULL_WAIT_S = 0.25  # how long the thread waits for room before it pauses: a pause throws away what was fetched ahead
 REOFFER_S = 5.0
+STOP_S = 10.0  # what batches in work get to end when the source is stopped
+COMMIT_PATIENCE_S = 60.0  # an unanswered commit holds back the next one for so long, so that an outage does not pile them up
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -54,13 +66,13 @@ class SourceFailed(RuntimeError):
 class Batch:
     """Records of one partition, in order. Whoever works on it calls `take` first and `done` when every output is on the broker."""
 
-    __slots__ = ("_notify", "finished", "first", "forgotten", "last", "offered_at", "partition", "records", "taken", "topic")
+    __slots__ = ("_notify", "failed", "finished", "first", "forgotten", "last", "offered_at", "partition", "records", "taken", "topic")
 
-    def __init__(self, topic: Topic, partition: int, records: Sequence[KafkaRecord], notify: Callable[[], None]) -> None:
+    def __init__(self, topic: Topic, partition: int, records: Sequence[KafkaRecord], notify: Callable[[Batch], None]) -> None:
         self.topic, self.partition, self.records = topic, partition, records
         self.first, self.last = records[0].offset(), records[-1].offset()
-        self.taken = self.finished = self.forgotten = False
-        self.offered_at = time.monotonic()
+        self.taken = self.finished = self.forgotten = self.failed = False
+        self.offered_at: float | None = time.monotonic()  # None while an offer is under way
         self._notify = notify
 
     def take(self) -> bool:
@@ -72,9 +84,19 @@ class Batch:
 
     def done(self) -> None:
         """Every output is on the broker: the batch's offsets may be committed."""
-        if not self.finished:
-            self.finished = True
-            self._notify()
+        self.finished = True
+        self._notify(self)
+
+    def release(self) -> None:
+        """Give the batch back unfinished: it is offered again, unless its partition has moved away."""
+        self.taken = False
+        if self.forgotten:
+            self.done()
+
+    def fail(self) -> None:
+        """It will not be finished and the worker stops: nobody waits for it, and nothing beyond it is committed."""
+        self.failed = True
+        self._notify(self)
 
 
 Feed = Callable[[Batch], Awaitable[Any]]
@@ -94,7 +116,8 @@ class BatchSource(Service):
         Called in the consumer's thread for the partitions that came, before the first of their records is handed over: a stateful
         worker restores itself there.
     on_lost
-        Called in the consumer's thread with offsets that retention removed before they were read.
+        Called in the consumer's thread with offsets that retention removed before they were read. It is called again for the same
+        range if the worker ends before it has committed something beyond it.
     max_records, in_flight
         Records in a batch and batches handed over at most.
     """
@@ -126,13 +149,16 @@ class BatchSource(Service):
         self._queue: dict[Place, deque[Batch]] = {}
         self._position: dict[Place, int] = {}
         self._committed: dict[Place, int] = {}
+        self._commit_sent_at: float | None = None  # of the commit that is not answered yet
+        self._next: dict[Place, int] = {}  # the offset after the last one that the client gave us
         self._epoch: dict[Place, int] = {}
-        self._pending = 0
+        self._open: set[Batch] = set()  # handed over and not finished, of partitions that moved away too
         self._paused = False
-        self._held: Message | None = None
-        self._held_epoch = 0
+        self._held: list[tuple[Message, int]] = []  # polled while there was no room, with their epochs
         self._changed = threading.Condition()
         self._halt = threading.Event()
+        self._halted_at = float("inf")
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         super().__init__(**kwargs)
 
@@ -144,13 +170,12 @@ class BatchSource(Service):
         self._thread.start()
 
     async def on_stop(self) -> None:
+        self._halted_at = time.monotonic()
         self._halt.set()
         with self._changed:
             self._changed.notify_all()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, self.drain_s + 10)
-            if self._thread.is_alive():
-                log.error("the consumer did not stop in time; what it did since its last commit is read again", extra={"group": self.group})
+        if self._thread is not None and not await asyncio.to_thread(self._ended.wait, STOP_S + 5):
+            log.error("the consumer did not stop in time; what it did since its last commit is read again", extra={"group": self.group})
 
     @Service.task
     async def _reoffer(self) -> None:
@@ -158,16 +183,24 @@ class BatchSource(Service):
             await self.sleep(REOFFER_S)
             late = time.monotonic() - REOFFER_S
             with self._changed:
-                waiting = [b for q in self._queue.values() for b in q if not (b.taken or b.finished or b.forgotten) and b.offered_at < late]
+                waiting = [
+                    batch
+                    for queue in self._queue.values()
+                    for batch in queue
+                    if not (batch.taken or batch.finished or batch.forgotten)
+                    and batch.offered_at is not None  # what waits in `feed` is under way still: offers must not pile up there
+                    and batch.offered_at < late
+                ]
             for batch in waiting:
-                batch.offered_at = time.monotonic()
                 self._offer(batch)
 
     def _offer(self, batch: Batch) -> None:
+        batch.offered_at = None
         task = asyncio.ensure_future(self.feed(batch))
-        task.add_done_callback(self._offered)
+        task.add_done_callback(partial(self._offered, batch))
 
-    def _offered(self, task: asyncio.Future[Any]) -> None:
+    def _offered(self, batch: Batch, task: asyncio.Future[Any]) -> None:
+        batch.offered_at = time.monotonic()
         if not task.cancelled() and (error := task.exception()) is not None:
             self.add_future(self.crash(error))
 
@@ -177,8 +210,13 @@ class BatchSource(Service):
         try:
             self._consume()
         except Exception as error:  # the thread's last line of defence: the worker must know and stop
-            log.exception("the consumer failed", extra={"group": self.group})
-            asyncio.run_coroutine_threadsafe(self.crash(error), self._events)
+            if self._halt.is_set():
+                log.warning("the consumer failed while it was stopped: %s", error, extra={"group": self.group})
+            else:
+                log.exception("the consumer failed", extra={"group": self.group})
+                asyncio.run_coroutine_threadsafe(self.crash(error), self._events)
+        finally:
+            self._ended.set()
 
     def _consume(self) -> None:
         consumer = self.clients.consumer(self.group, **{"on_commit": self._on_commit, **self.settings})
@@ -190,71 +228,92 @@ class BatchSource(Service):
                     self._take(consumer)
                 if time.monotonic() - last_commit >= self.commit_interval_s:
                     last_commit = time.monotonic()
-                    if offsets := self._finished():
-                        consumer.commit(offsets=offsets, asynchronous=True)
+                    self._commit_soon(consumer)
                     self._measure(consumer)
-            self._drain(list(self._queue))
-            self._commit_now(consumer, self._finished())
         finally:
-            consumer.close()
+            consumer.close()  # revokes what is assigned: it drains and commits
 
     def _has_room(self, consumer: Consumer) -> bool:
         """Wait a moment for room; without it, pause and poll once. True if a batch may be taken."""
         with self._changed:
-            if self._pending >= self.in_flight:
-                self._changed.wait_for(lambda: self._pending < self.in_flight or self._halt.is_set(), FULL_WAIT_S)
-            full = self._pending >= self.in_flight
-        mine = [TopicPartition(*place) for place in self.assigned]
+            if len(self._open) >= self.in_flight:
+                self._changed.wait_for(lambda: len(self._open) < self.in_flight or self._halt.is_set(), FULL_WAIT_S)
+            full = len(self._open) >= self.in_flight
         if full:
-            if not self._paused and mine:
-                consumer.pause(mine)
+            if not self._paused and self.assigned:
                 self._paused = True
-            if self._held is None:
-                self._held = consumer.poll(0.0)  # serves rebalances; a record comes only where partitions were assigned just now
-                self._held_epoch = self._epoch_of(self._held)
+                self._flow(consumer)
+            polled = consumer.poll(0.0)  # serves rebalances
+            if polled is not None and not self._fault(consumer, polled):
+                self._held.append((polled, self._epoch_of(polled)))  # it cannot be given back
             return False
         if self._paused:
-            consumer.resume(mine)
             self._paused = False
+            self._flow(consumer)
         return True
 
+    def _flow(self, consumer: Consumer) -> None:
+        """Pause or resume what is assigned. The client remembers a pause beyond a revocation, so what comes is told its state anew."""
+        if mine := [TopicPartition(*place) for place in self.assigned]:
+            (consumer.pause if self._paused else consumer.resume)(mine)
+
     def _take(self, consumer: Consumer) -> None:
-        polled, epoch = self._held, self._held_epoch
-        self._held = None
-        if polled is None:
-            polled = consumer.poll(0.1)
-            epoch = self._epoch_of(polled)  # taken after poll: before it, an assignment within poll would look like a revocation
-        if polled is None:
-            return
-        messages = [polled]
-        if self.max_records > 1:
-            messages += consumer.consume(self.max_records - 1, 0)
-        if self._epoch_of(polled) != epoch:
-            messages = messages[1:]  # its partition was revoked inside consume(): the new owner reads it again
+        polled, self._held = self._held, []
+        if not polled:
+            first = consumer.poll(0.1)
+            if first is None:
+                return
+            polled = [(first, self._epoch_of(first))]  # taken after poll: before it, an assignment within poll would look like a revocation
+        more = consumer.consume(self.max_records - len(polled), 0) if self.max_records > len(polled) else []
+        messages = [message for message, epoch in polled if self._epoch_of(message) == epoch] + more  # others were revoked: read again
         groups: dict[Place, list[KafkaRecord]] = {}
+        faults = []
         for message in messages:
-            error = message.error()
-            if error is None:
-                record = cast(KafkaRecord, message)
-                groups.setdefault((record.topic(), record.partition()), []).append(record)
-            elif not error.retriable() and error.code() not in _PASSING:
-                raise SourceFailed(_explain(error, self.group))
+            if message.error() is not None:
+                faults.append(message)
+                continue
+            record = readable(cast(KafkaRecord, message))
+            place = record.topic(), record.partition()
+            groups.setdefault(place, []).append(record)
+            self._next[place] = record.offset() + 1
         batches = [Batch(self.topics[topic], partition, records, self._notify) for (topic, partition), records in groups.items()]
         with self._changed:
             for batch in batches:
                 self._queue.setdefault((batch.topic.name, batch.partition), deque()).append(batch)
-            self._pending += len(batches)
-            telemetry.IN_FLIGHT.set(self._pending)
+            self._open.update(batches)
+            telemetry.IN_FLIGHT.set(len(self._open))
         for batch in batches:
             self._events.call_soon_threadsafe(self._offer, batch)
+        for message in faults:  # after the records: where a partition goes on is after the last of them
+            self._fault(consumer, message)
 
-    def _epoch_of(self, message: Message | None) -> int:
-        return 0 if message is None else self._epoch.get(cast(Place, (message.topic(), message.partition())), 0)
+    def _fault(self, consumer: Consumer, message: Message) -> bool:
+        """See to a message that is an error; False if it is a record. Raises `SourceFailed` if the source cannot go on."""
+        error = message.error()
+        if error is None:
+            return False
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            self._start_again(consumer, cast(Place, (message.topic(), message.partition())))
+        elif not error.retriable() and error.code() not in _PASSING:
+            raise SourceFailed(_explain(error, self.group))
+        return True
 
-    def _notify(self) -> None:
+    def _start_again(self, consumer: Consumer, place: Place) -> None:
+        """Go on where the log now begins in a partition whose next record is gone; the others go on where they are."""
+        if place not in self.assigned:
+            return
+        self._next[place] = self._within(consumer, place, self._next[place])
+        consumer.assign([TopicPartition(*each, self._next[each]) for each in self.assigned])  # a seek is refused in this state
+        self._flow(consumer)
+
+    def _epoch_of(self, message: Message) -> int:
+        return self._epoch.get(cast(Place, (message.topic(), message.partition())), 0)
+
+    def _notify(self, batch: Batch) -> None:
         with self._changed:
-            self._pending -= 1
-            telemetry.IN_FLIGHT.set(self._pending)
+            if batch.finished:
+                self._open.discard(batch)
+                telemetry.IN_FLIGHT.set(len(self._open))
             self._changed.notify_all()
 
     # ---- offsets
@@ -272,8 +331,17 @@ class BatchSource(Service):
                 if (wanted is None or place in wanted) and self._committed.get(place) != offset
             ]
 
+    def _commit_soon(self, consumer: Consumer) -> None:
+        now = time.monotonic()
+        if self._commit_sent_at is not None and now - self._commit_sent_at < COMMIT_PATIENCE_S:
+            return
+        if offsets := self._finished():
+            consumer.commit(offsets=offsets, asynchronous=True)
+            self._commit_sent_at = now
+
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         """An asynchronous commit that failed is not marked, so the next round commits again."""
+        self._commit_sent_at = None
         for partition in partitions:
             if error is None and partition.error is None:
                 self._committed[partition.topic, partition.partition] = partition.offset
@@ -282,16 +350,25 @@ class BatchSource(Service):
         if not offsets:
             return
         try:
-            consumer.commit(offsets=offsets, asynchronous=False)
+            self._on_commit(None, consumer.commit(offsets=offsets, asynchronous=False))
         except KafkaException as error:  # no longer the owner, or no broker: these records are read again, which changes nothing
             log.warning("commit failed: %s", error, extra={"group": self.group})
 
     def _drain(self, places: Iterable[Place]) -> bool:
+        """Wait until what was handed over is finished; not for what has failed, and not long once the source is stopped."""
         wanted = list(places)
+        until = time.monotonic() + self.drain_s
+
+        def drained() -> bool:
+            return all(batch.finished or batch.failed for place in wanted for batch in self._queue.get(place, ()))
+
         with self._changed:
-            return self._changed.wait_for(
-                lambda: all(batch.finished for place in wanted for batch in self._queue.get(place, ())), self.drain_s
-            )
+            while not drained():
+                left_s = min(until, self._halted_at + STOP_S) - time.monotonic()
+                if left_s <= 0:
+                    return False
+                self._changed.wait(left_s)
+        return True
 
     # ---- rebalances, called within poll() and close()
 
@@ -301,34 +378,61 @@ class BatchSource(Service):
             self._epoch[place] = self._epoch.get(place, 0) + 1
         places = [(p.topic, p.partition) for p in partitions]
         starts = self._starts(consumer, partitions)
-        self.assigned = set(places)
-        self._paused = False
         if self.on_assigned is not None:
             self.on_assigned(places)
+        self.assigned = set(places)
+        self._next.update({(start.topic, start.partition): start.offset for start in starts})
         consumer.assign(starts)
+        self._flow(consumer)
         telemetry.READY.set(1)
         log.info("partitions assigned", extra={"group": self.group, "partitions": len(places)})
 
     def _starts(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         """Explicit start offsets: the commit, or the beginning; what retention took in between is reported."""
+
+        def committed() -> list[TopicPartition]:
+            found = consumer.committed(partitions, timeout=10)
+            if error := next((place.error for place in found if place.error is not None), None):
+                raise KafkaException(error)
+            return found
+
         starts = []
-        for committed in _patiently(lambda: consumer.committed(partitions, timeout=10)):
-            place = TopicPartition(committed.topic, committed.partition)
-            low, _ = _patiently(partial(consumer.get_watermark_offsets, place, timeout=10))
-            offset = committed.offset
-            if offset == OFFSET_INVALID or offset < 0:
-                offset = low
-            elif offset < low:
-                lost = Lost(self.topics[committed.topic], committed.partition, offset, low - 1)
-                log.error(
-                    "retention removed records that were not read yet",
-                    extra={"topic": committed.topic, "partition": committed.partition, "first": lost.first, "last": lost.last},
-                )
-                if self.on_lost is not None:
-                    self.on_lost(lost)
-                offset = low
-            starts.append(TopicPartition(committed.topic, committed.partition, offset))
+        for found in self._patiently(committed):
+            place = (found.topic, found.partition)
+            offset = self._within(consumer, place, found.offset if found.offset >= 0 else None)
+            starts.append(TopicPartition(*place, offset))
         return starts
+
+    def _within(self, consumer: Consumer, place: Place, offset: int | None) -> int:
+        """An offset that can be read: the one given, or where the log begins; reports what lies between. None: no commit."""
+        low, high = self._patiently(partial(consumer.get_watermark_offsets, TopicPartition(*place), timeout=10))
+        topic, partition = place
+        if offset is None:
+            return int(low)
+        if offset < low:
+            lost = Lost(self.topics[topic], partition, offset, low - 1)
+            log.error(
+                "retention removed records that were not read yet",
+                extra={"topic": topic, "partition": partition, "first": lost.first, "last": lost.last},
+            )
+            if self.on_lost is not None:
+                self.on_lost(lost)
+            return int(low)
+        if offset > high:  # after a power cut the log may be shorter than the commit: where it differs is not known, so all is read again
+            log.error("the log was cut behind our commit; it is read from its beginning", extra={"topic": topic, "partition": partition})
+            return int(low)
+        return offset
+
+    def _patiently(self, call: Callable[[], Any], *, attempts: int = 6) -> Any:
+        """Ask the broker again while the cause may pass; a rebalance must not fail because a broker is slow."""
+        for attempt in range(attempts):
+            try:
+                return call()
+            except KafkaException as error:
+                passing = error.args[0].retriable() or error.args[0].code() in _PASSING
+                if attempt == attempts - 1 or not passing or self._halt.wait(0.2 * 2**attempt):
+                    raise
+        raise AssertionError("unreachable")
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         places = [(p.topic, p.partition) for p in partitions]
@@ -347,16 +451,17 @@ class BatchSource(Service):
 
     def _forget(self, places: list[Place]) -> None:
         telemetry.READY.set(0)
+        self._commit_sent_at = None
         with self._changed:
             for place in places:
                 self._epoch[place] = self._epoch.get(place, 0) + 1
                 for batch in self._queue.pop(place, ()):
                     batch.forgotten = True
-                    if not batch.finished and not batch.taken:
-                        batch.finished = True
-                        self._pending -= 1
+                    if not batch.taken:
+                        self._open.discard(batch)
                 self._position.pop(place, None)
                 self._committed.pop(place, None)
+                self._next.pop(place, None)
                 self.assigned.discard(place)
             self._changed.notify_all()
         if self.on_revoked is not None:
@@ -370,28 +475,16 @@ class BatchSource(Service):
                 _, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
             except KafkaException:
                 continue  # not fetched from yet
-            done = self._position.get((topic, partition), self._committed.get((topic, partition)))
-            if done is not None and high > done:
-                lag[topic] += high - done
+            queue = self._queue.get((topic, partition))
+            done = queue[0].first if queue else self._next[topic, partition]
+            lag[topic] += max(0, high - done)  # `high` is negative where nothing was fetched yet
         for topic, records in lag.items():
             telemetry.LAG.labels(topic).set(records)
 
 
-def _patiently(call: Callable[[], Any], *, attempts: int = 6) -> Any:
-    """Ask the broker again while the cause may pass; a rebalance must not fail because a broker is slow."""
-    for attempt in range(attempts):
-        try:
-            return call()
-        except KafkaException as error:
-            if attempt == attempts - 1 or not (error.args[0].retriable() or error.args[0].code() in _PASSING):
-                raise
-            time.sleep(0.2 * 2**attempt)
-    raise AssertionError("unreachable")
-
-
 def _explain(error: KafkaError, group: str) -> str:
-    if error.code() == KafkaError.FENCED_INSTANCE_ID:
-        return f"another worker of group {group} runs under the same instance number: give each its own (--instance N)"
+    if error.code() == KafkaError.FENCED_INSTANCE_ID or "group.instance.id" in error.str():  # librdkafka hides the code in a fatal error
+        return f"another worker of group {group} has taken the place of this one, since both run under one instance id: run one of them"
     if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
         return f"{error.str()}: create the topics with `headwater topology create`"
     return f"the consumer of group {group} failed: {error.str()} ({error.name()})"

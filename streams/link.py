@@ -7,7 +7,9 @@ kept on the link's own disk.
 3. Loop: take records within a bound of bytes; produce them idempotently with their keys and headers; after all acknowledgements, produce
    the position. A failure in between repeats records, which the join makes invisible.
 4. Names differ on both ends (`streams.topology.mirrors`), so nothing can loop.
-5. A position below the source's low watermark means that retention was shorter than the outage: the lost range is said exactly.
+5. A position below the source's low watermark means that retention was shorter than the outage: the lost range is said exactly, and the
+   position moves beyond it, so that it is said once. So it is with one record that the destination's topic is too small for: it must not
+   hold back those behind it. A position beyond the source's end means that its log was cut: all of it is carried again.
 
 Each topic is a lane with a thread and a consumer of its own, so that a backlog of verdicts does not delay an alert.
 """
@@ -21,7 +23,8 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -30,7 +33,7 @@ from schemas.config import SiteConfig
 from schemas.messages import Position
 from streams import telemetry
 from streams.clients import BrokerUnavailable, Clients, ClusterInfo
-from streams.message import KafkaRecord, Pairs
+from streams.message import KafkaRecord, Pairs, readable
 from streams.partition import partition_of
 from streams.positions import headers_of, read_positions, start_of
 from streams.topology import Mirror, Role, Topology, mirrors, region_view
@@ -75,8 +78,8 @@ class Link:
     def start(self) -> None:
         """Start the lanes; each waits for its clusters by itself."""
         thin = {**_THIN, "stats_cb": self.wire.watch("producer"), "compression.type": "zstd"}
-        self._up = Outbound(self.region.producer(linger_ms=5, **thin), "up")
-        self._down = Outbound(self.leaf.producer(linger_ms=1), "down")
+        self._up = Outbound(partial(self.region.producer, linger_ms=5, **thin), "up")
+        self._down = Outbound(partial(self.leaf.producer, linger_ms=1), "down")
         for mirror in self.mirrors:
             lane = Lane(self, mirror, self._up if mirror.direction == "up" else self._down)
             self._lanes.append(lane)
@@ -119,11 +122,12 @@ class Lane(threading.Thread):
             try:
                 self._carry()
             except (BrokerUnavailable, LinkFailed, KafkaException) as error:
-                attempt = 0 if time.monotonic() - started > 60 else attempt + 1
-                if attempt == 1:
+                attempt = 1 if time.monotonic() - started > 60 else attempt + 1
+                if attempt == 1 and not self.link.halt.is_set():
                     log.warning("a lane stopped and will go on: %s", error, extra={"lane": self.mirror.source.name})
                 first, longest = RETRY_S
-                self.link.halt.wait(random.uniform(first, min(longest, first * 2**attempt)))  # noqa: S311 - jitter
+                highest = first * 2 ** min(attempt, 16)  # bounded: an outage may last for days
+                self.link.halt.wait(random.uniform(first, min(longest, highest)))  # noqa: S311 - jitter
             except Exception:  # a lane's last line of defence: said loudly, then tried again, since a link must not die silently
                 log.exception("a lane failed", extra={"lane": self.mirror.source.name})
                 self.link.halt.wait(RETRY_S[1])
@@ -139,14 +143,18 @@ class Lane(threading.Thread):
             settings |= {**_THIN, "stats_cb": self.link.wire.watch(self.name), "fetch.wait.max.ms": 5_000}
         consumer = self.source_clients.consumer(None, **settings)
         try:
-            consumer.assign([self._start(consumer, known, partition, info) for partition in range(info.topics[source.name][1])])
+            starts = [self._start(consumer, known, partition, info) for partition in range(info.topics[source.name][1])]
+            consumer.assign(starts)
+            moved = [start for start in starts if (at := known.get((source.name, start.partition))) and at.next_offset != start.offset]
+            self._commit({start.partition: (start.offset, -1) for start in moved}, info)
             self.link.opened(self)
             log.info("lane open", extra={"lane": source.name, "direction": self.mirror.direction})
             while not self.link.halt.is_set():
                 batch = self._gather(consumer)
                 if batch:
                     self._send(batch)
-                    self._commit(batch, info)
+                    ends = {record.partition(): (record.offset() + 1, cast(Message, record).leader_epoch()) for record in batch}
+                    self._commit(ends, info)
         finally:
             self.link.closed(self)
             consumer.close()
@@ -164,8 +172,11 @@ class Lane(threading.Thread):
                 )
             offset = low
         elif offset > high:
-            log.error("the source's log was cut behind our position", extra={"lane": source.name, "partition": partition, "at": offset})
-            offset = high
+            log.error(
+                "the source's log was cut behind our position; all of it is carried again",
+                extra={"lane": source.name, "partition": partition, "position": offset, "end": high},
+            )
+            offset = low  # where it differs is not known: some is carried twice, nothing is left out
         return TopicPartition(source.name, partition, offset)
 
     def _gather(self, consumer: Consumer) -> list[KafkaRecord]:
@@ -183,9 +194,10 @@ class Lane(threading.Thread):
                 if (error := message.error()) is not None:
                     self._check(error)
                     continue
-                batch.append(cast(KafkaRecord, message))
+                batch.append(readable(cast(KafkaRecord, message)))
                 size += len(message)
-            messages = consumer.consume(32, 0) if size < self.link.batch_bytes else []
+            left = self.link.batch_bytes - size
+            messages = consumer.consume(min(32, 1 + left * len(batch) // max(1, size)), 0) if left > 0 else []
         return batch
 
     def _check(self, error: KafkaError) -> None:
@@ -193,53 +205,80 @@ class Lane(threading.Thread):
             raise LinkFailed(f"{self.mirror.source.name}: {error.str()} ({error.name()})")
 
     def _send(self, batch: Sequence[KafkaRecord]) -> None:
+        refused = self._produce(batch)
+        if len(batch) > 1:  # a request that is too large takes others down with it: each has a try of its own
+            refused = [record for record in refused if self._produce([record])]
+        for record in refused:
+            telemetry.LINK_LOST.labels(self.mirror.source.base).inc()
+            log.error(
+                "the destination's topic takes no record so large; it is left behind",
+                extra={"lane": self.mirror.source.name, "partition": record.partition(), "first": record.offset(), "last": record.offset()},
+            )
+        telemetry.LINK_RECORDS.labels(*self._labels).inc(len(batch) - len(refused))
+
+    def _produce(self, batch: Sequence[KafkaRecord]) -> list[KafkaRecord]:
+        """Produce records and wait for all; returns those that are too large for their topic."""
         target = self.mirror.target
         acks = self.outbound.open(self.link.halt)
         size = 0
-        for message in batch:
+        for index, message in enumerate(batch):
             headers = message.headers() or []
             partition = partition_of(_source_of(message, headers), target.partitions) if target.by_source else 0
-            acks.produce(target.name, message.key(), message.value(), headers, partition)
+            acks.produce(target.name, message.key(), message.value(), headers, partition, index)
             size += len(message.key() or b"") + len(message.value() or b"") + sum(len(name) + len(value or b"") for name, value in headers)
-        acks.wait()
-        telemetry.LINK_RECORDS.labels(*self._labels).inc(len(batch))
+        refused = acks.wait()
         telemetry.LINK_PAYLOAD.labels(*self._labels).inc(size)
+        return [batch[index] for index in refused]
 
-    def _commit(self, batch: Sequence[KafkaRecord], info: ClusterInfo) -> None:
+    def _commit(self, ends: Mapping[int, tuple[int, int | None]], info: ClusterInfo) -> None:
+        """Write positions: per partition the next offset and, if known, the leader epoch of the record before it."""
         source = self.mirror.source
-        last = {message.partition(): message for message in batch}
-        epochs = {partition: cast(Message, message).leader_epoch() for partition, message in last.items()}
         acks = self.outbound.open(self.link.halt)
-        for partition, message in last.items():
+        for partition, (offset, epoch) in ends.items():
             position = Position(
                 cluster=info.id,
                 topic=source.name,
                 topic_uuid=info.topics[source.name][0],
                 partition=partition,
-                next_offset=message.offset() + 1,
-                leader_epoch=-1 if (epoch := epochs[partition]) is None else epoch,
+                next_offset=offset,
+                leader_epoch=-1 if epoch is None else epoch,
                 writer=self.link.writer,
             )
             headers = headers_of(position, self.link.name, dt.datetime.now(dt.UTC))
             acks.produce(self.positions.name, f"{source.name}/{partition}".encode(), position.to_bytes(), headers, 0)
-        acks.wait()
+        if acks.wait():
+            raise LinkFailed(f"{self.positions.name} takes no position: its max.message.bytes is too small")
 
 
 class Outbound:
-    """A producer shared by the lanes of one direction, and the thread that serves its delivery reports."""
+    """A producer shared by the lanes of one direction, and the thread that serves its delivery reports. A producer that has failed for
+    good (a replaced cluster may do that to an idempotent one) is replaced by a new one."""
 
-    def __init__(self, producer: Producer, direction: str) -> None:
-        self.producer = producer
+    def __init__(self, make: Callable[[], Producer], direction: str) -> None:
+        self._make = make
+        self.producer = make()
+        self._broken = threading.Event()
+        self._replacing = threading.Lock()
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=f"link-{direction}", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
         while not self._halt.is_set():
-            self.producer.poll(0.2)
+            try:
+                self.producer.poll(0.2)
+            except Exception:  # a report that failed must not end the thread: every lane would wait for ever
+                log.exception("a report of the link's producer could not be handled")
 
     def open(self, halt: threading.Event) -> Acks:
-        return Acks(self.producer, halt)
+        with self._replacing:
+            if self._broken.is_set():
+                log.warning("the link's producer has failed for good and is replaced")
+                self.producer.purge()
+                self.producer.flush(1.0)  # what was with it is reported as refused
+                self.producer = self._make()
+                self._broken.clear()
+        return Acks(self.producer, halt, self._broken)
 
     def close(self) -> None:
         self._halt.set()
@@ -250,31 +289,51 @@ class Outbound:
 class Acks:
     """The acknowledgements of one batch."""
 
-    def __init__(self, producer: Producer, halt: threading.Event) -> None:
-        self._producer, self._halt = producer, halt
+    def __init__(self, producer: Producer, halt: threading.Event, broken: threading.Event) -> None:
+        self._producer, self._halt, self._broken = producer, halt, broken
         self._open = 0
         self._error: KafkaError | None = None
+        self._too_large: list[int] = []
         self._changed = threading.Condition()
 
-    def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Pairs | list[tuple[str, bytes]], partition: int) -> None:
+    def produce(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Pairs | list[tuple[str, bytes]],
+        partition: int,
+        index: int = 0,
+    ) -> None:
+        """Hand a record to the producer; `index` is what `wait` calls it. Raises `LinkFailed`."""
         with self._changed:
             self._open += 1
+        report = partial(self._report, index)
         while True:
             try:
-                self._producer.produce(topic, value=value, key=key, headers=list(headers), partition=partition, on_delivery=self._report)
+                self._producer.produce(topic, value=value, key=key, headers=list(headers), partition=partition, on_delivery=report)
                 return
             except BufferError:
                 if self._halt.wait(0.01):
                     raise LinkFailed("the link is stopping") from None
+            except KafkaException as error:  # refused before it was queued
+                self._report(index, error.args[0], None)
+                return
 
-    def _report(self, error: KafkaError | None, message: Message) -> None:
+    def _report(self, index: int, error: KafkaError | None, message: Message | None) -> None:
         with self._changed:
             self._open -= 1
-            self._error = self._error or error
+            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                self._too_large.append(index)
+            elif error is not None:
+                self._error = self._error or error
+                if error.fatal() or error.code() == KafkaError._FATAL:
+                    self._broken.set()
             self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Wait for all; an outage waits here. Raises `LinkFailed` if one was refused, or if the link is stopped meanwhile."""
+    def wait(self) -> list[int]:
+        """Wait for all; an outage waits here. Returns the indices of what was too large for the destination's topic. Raises `LinkFailed`
+        if something else was refused, or if the link is stopped meanwhile."""
         with self._changed:
             while self._open:
                 self._changed.wait(0.5)
@@ -282,6 +341,7 @@ class Acks:
                     raise LinkFailed("the link is stopping")
         if self._error is not None:
             raise LinkFailed(f"the destination refused a record: {self._error.str()} ({self._error.name()})")
+        return self._too_large
 
 
 class Wire:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -62,17 +64,16 @@ class Receipt:
             self._error = self._error or error
             last = not self._open
         if last:
-            self._loop.call_soon_threadsafe(self._finish)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._finish)
 
     def _finish(self) -> None:
         if self._last.done():
             return
         if self._error is None:
             self._last.set_result(None)
-        elif self._error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            self._last.set_exception(NotDelivered(f"an output is too large for its topic: {self._error.str()}"))
         else:
-            self._last.set_exception(SinkBroken(f"the broker refused an output: {self._error.str()} ({self._error.name()})"))
+            self._last.set_exception(_refusal(self._error))
 
     async def wait(self) -> None:
         """Return when every output is on the broker; raises `NotDelivered` or `SinkBroken` for the first that was refused."""
@@ -84,24 +85,26 @@ class BrokerClock:
     """The broker's clock as seen from here, learned from the append times in delivery reports: the age of a record is measured by the
     clock that stamped it, so that a wrong clock at the edge makes no record old or new.
 
-    An append happened between our send and the report, so the report with the shortest way bounds the difference best.
+    An append happened between our send and the report, so the report with the shortest way bounds the difference best. Here time is
+    counted by the monotonic clock, which nobody sets; a report that contradicts the estimate means that the broker's clock was set.
     """
 
     def __init__(self) -> None:
-        self._difference_ms = 0.0
+        self._difference_ms = (time.time() - time.monotonic()) * 1000  # until the first report: this machine's own clock
         self._error_ms = float("inf")
         self._at = 0.0
 
     def observe(self, sent_s: float, reported_s: float, appended_ms: int) -> None:
-        """Take in one report: local times (seconds since 1970) of sending and reporting, and the broker's append time."""
-        error = (reported_s - sent_s) * 500
-        if error <= self._error_ms or reported_s - self._at > 60:  # clocks drift: an estimate of a minute ago is replaced by a newer one
-            self._difference_ms = appended_ms - (sent_s + reported_s) * 500
-            self._error_ms, self._at = error, reported_s
+        """Take in one report: when it was sent and reported (seconds of the monotonic clock), and the broker's append time."""
+        error = (reported_s - sent_s) * 500 + 1  # append times are whole milliseconds
+        difference = appended_ms + 0.5 - (sent_s + reported_s) * 500
+        old = reported_s - self._at > 60  # clocks drift: an estimate of a minute ago is replaced by a newer one
+        if error <= self._error_ms or old or abs(difference - self._difference_ms) > error + self._error_ms:
+            self._difference_ms, self._error_ms, self._at = difference, error, reported_s
 
     def now_ms(self) -> float:
         """The broker's time, in milliseconds since 1970."""
-        return time.time() * 1000 + self._difference_ms
+        return time.monotonic() * 1000 + self._difference_ms
 
     def age_s(self, appended_ms: int) -> float:
         """Seconds since the broker took a record."""
@@ -114,17 +117,19 @@ class Sink:
     `message.timeout.ms` is without limit: while the broker is away outputs wait, and so do those who wait for them.
     """
 
-    def __init__(self, clients: Clients, *, linger_ms: float = 0.5) -> None:
+    def __init__(self, clients: Clients, *, linger_ms: float = 0.0) -> None:
         self._producer = clients.producer(linger_ms=linger_ms)
         self.clock = BrokerClock()
         self._halt = threading.Event()
-        self._fatal: str | None = None
         self._thread = threading.Thread(target=self._serve, name="sink", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
         while not self._halt.is_set():
-            self._producer.poll(0.1)
+            try:
+                self._producer.poll(0.1)
+            except Exception:  # a report that failed must not end the thread: all that waits for reports would wait for ever
+                log.exception("a delivery report could not be handled")
 
     def open(self) -> Receipt:
         """A receipt for a group of outputs, on the running event loop."""
@@ -134,24 +139,22 @@ class Sink:
         """Hand outputs to the producer at once; waits only while its queue is full."""
         for output in outputs:
             receipt.expect()
-            report = _Report(self, receipt)
-            while True:
-                try:
-                    self._producer.produce(
-                        output.topic.name,
-                        value=output.value,
-                        key=output.key,
-                        partition=output.partition,
-                        headers=list(output.headers),
-                        on_delivery=report,
-                    )
-                    break
-                except BufferError:
-                    await asyncio.sleep(0.005)
-                except KafkaException as error:  # refused before it was queued, such as larger than message.max.bytes
-                    receipt.report(error.args[0])
-                    break
+            try:
+                await self._hand_over(output, _Report(self, receipt))
+            except KafkaException as error:  # refused before it was queued, such as larger than message.max.bytes
+                receipt.report(error.args[0])
+            except BaseException:  # not under way, and no report will come: whoever waits for the others must not wait for it
+                receipt.report(None)
+                raise
         telemetry.SEND_QUEUE.set(len(self._producer))
+
+    async def _hand_over(self, output: Output, report: _Report) -> None:
+        while True:
+            try:
+                self._produce(output, report)
+                return
+            except BufferError:
+                await asyncio.sleep(0.005)
 
     async def write(self, outputs: Iterable[Output]) -> None:
         """Send and wait until all are on the broker; raises `NotDelivered` or `SinkBroken`."""
@@ -162,16 +165,52 @@ class Sink:
     def post(self, outputs: Iterable[Output]) -> None:
         """Send without waiting, from any thread; refusals are logged. For what explains, not for what is owed."""
         for output in outputs:
-            self._producer.produce(
-                output.topic.name,
-                value=output.value,
-                key=output.key,
-                partition=output.partition,
-                headers=list(output.headers),
-                on_delivery=_logged,
-            )
+            try:
+                self._produce(output, _logged)
+            except (BufferError, KafkaException) as error:
+                log.error("an explanation could not be written: %s", error, extra={"topic": output.topic.name})
 
-    def close(self, timeout_s: float = 10.0) -> None:
+    def write_blocking(self, outputs: Sequence[Output], timeout_s: float = 30.0) -> None:
+        """Send and wait until all are on the broker, from a thread that is not the event loop's.
+
+        Raises
+        ------
+        NotDelivered, SinkBroken
+            As `write` does; `SinkBroken` too if it takes longer than `timeout_s`.
+        """
+        reports: queue.SimpleQueue[KafkaError | None] = queue.SimpleQueue()
+        until = time.monotonic() + timeout_s
+        late = f"the broker did not take {len(outputs)} outputs within {timeout_s:g} s"
+        for output in outputs:
+            while True:
+                try:
+                    self._produce(output, lambda error, _: reports.put(error))
+                    break
+                except BufferError:
+                    if time.monotonic() > until:
+                        raise SinkBroken(late) from None
+                    time.sleep(0.01)
+                except KafkaException as error:
+                    raise _refusal(error.args[0]) from None
+        for _ in outputs:
+            try:
+                report = reports.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                raise SinkBroken(late) from None
+            if report is not None:
+                raise _refusal(report)
+
+    def _produce(self, output: Output, report: Callable[[KafkaError | None, Message], None]) -> None:
+        self._producer.produce(
+            output.topic.name,
+            value=output.value,
+            key=output.key,
+            partition=output.partition,
+            headers=list(output.headers),
+            on_delivery=report,
+        )
+
+    def close(self, timeout_s: float = 5.0) -> None:
         """Wait for what is queued, for a time; says how much was left."""
         left = self._producer.flush(timeout_s)
         self._halt.set()
@@ -181,17 +220,23 @@ class Sink:
             self._producer.purge()
 
 
+def _refusal(error: KafkaError) -> NotDelivered | SinkBroken:
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        return NotDelivered(f"an output is too large for its topic: {error.str()}")
+    return SinkBroken(f"the broker refused an output: {error.str()} ({error.name()})")
+
+
 class _Report:
     __slots__ = ("receipt", "sent_s", "sink")
 
     def __init__(self, sink: Sink, receipt: Receipt) -> None:
-        self.sink, self.receipt, self.sent_s = sink, receipt, time.time()
+        self.sink, self.receipt, self.sent_s = sink, receipt, time.monotonic()
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             kind, appended_ms = message.timestamp()
             if kind == 2:  # LogAppendTime
-                self.sink.clock.observe(self.sent_s, time.time(), appended_ms)
+                self.sink.clock.observe(self.sent_s, time.monotonic(), appended_ms)
         self.receipt.report(error)
 
 
