@@ -20,6 +20,7 @@ import faust
 from faust.types import StreamT
 
 from schemas.config import SiteConfig
+from schemas.errors import Fault
 from streams.batches import Batch, BatchSource
 from streams.delivery import ATTEMPTS, Delivery, backoff_s, bury, may_pass
 from streams.message import Pairs
@@ -45,7 +46,7 @@ _SECURITY = (
 _KNOWN = ", ".join(("security.protocol", *_SECURITY))
 
 
-class UnsupportedSecurity(ValueError):
+class UnsupportedSecurity(Fault, ValueError):
     """Security settings that Faust's own client cannot follow; the message names the setting."""
 
 
@@ -256,7 +257,13 @@ def _give_up() -> None:
 
 def run_worker(app: faust.App, *services: BatchSource | Any) -> int:
     """Run a worker until SIGTERM, Ctrl-C or a failure; returns the exit code (0 for a clean stop). A stop that takes longer than
-    `STOP_LIMIT_S` ends the process, with code 1."""
+    `STOP_LIMIT_S` ends the process, with code 1.
+
+    Raises
+    ------
+    Fault
+        If the worker failed of something that a person must mend.
+    """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     worker = _Worker(app, *services, loop=loop, quiet=True, redirect_stdouts=False)
@@ -265,7 +272,9 @@ def run_worker(app: faust.App, *services: BatchSource | Any) -> int:
     try:
         worker.execute_from_commandline()
     except SystemExit as end:
-        failed = [service for service in (app, *services) if service.crash_reason is not None]
+        failed = [service.crash_reason for service in (app, *services) if service.crash_reason is not None]
+        if (fault := next((reason for reason in failed if isinstance(reason, Fault)), None)) is not None:
+            raise fault from None
         return 1 if failed or not isinstance(end.code, int | None) else end.code or 0
     finally:
         worker.stopped()

@@ -28,6 +28,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.envelope import MAX_HEADER_BYTES, MAX_HEADERS
+from schemas.errors import Fault
 from streams import telemetry
 from streams.batches import Batch
 from streams.message import KafkaRecord, Pairs
@@ -48,7 +49,7 @@ class MayPass(Exception):
     """A failure whose cause may pass without anybody's doing (engine busy, broker away): it is tried again without limit."""
 
 
-class TooManyDeadLetters(RuntimeError):
+class TooManyDeadLetters(Fault, RuntimeError):
     """The share of failed records shows that the code or the model is at fault; the agent stops."""
 
 

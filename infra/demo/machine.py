@@ -18,7 +18,7 @@ FPS = 30.0
 MAX_CAMERAS = 4
 QUALITY = 85
 _FRAMES = 12
-_SHARE = 0.30  # of the cores that looks may take: brokers, producer, region and the page need the rest
+_SHARE = 0.15  # of the cores that looks may take: brokers, cameras, resolvers, the region and the page need the rest
 _REGION_SHARE = 0.25  # of one core
 
 
