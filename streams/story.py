@@ -103,7 +103,7 @@ def tell(topology: Topology, clients: Clients, alert_id: str) -> Story:
     shown = kept.stored if kept is not None else evidence
     return Story(
         alert=alert,
-        events=tuple(sorted(_once(events), key=lambda event: event.at or dt.datetime.min.replace(tzinfo=dt.UTC))),
+        events=tuple(sorted(_once(events), key=_order)),
         picture=None if shown is None else shown.value,
         picture_from=None if shown is None else shown.topic,
     )
@@ -140,6 +140,12 @@ def _spans(times: list[dt.datetime]) -> list[tuple[dt.datetime, dt.datetime]]:
 
 def _event(what: str, view: View) -> Event:
     return Event(at=view.stored.appended_at, what=what, topic=view.stored.topic, value=view.value)
+
+
+def _order(event: Event) -> tuple[dt.datetime, int]:
+    """By time; within the broker's millisecond by cause: raised, then what was asked and answered, then what became of the alert."""
+    cause = event.value.version and 9 if isinstance(event.value, Alert) else 1
+    return event.at or dt.datetime.min.replace(tzinfo=dt.UTC), cause
 
 
 def _once(events: Iterable[Event]) -> Iterator[Event]:
