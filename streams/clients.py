@@ -121,7 +121,7 @@ class Clients:
                 for name, future in admin.describe_topics(TopicCollection(topics), request_timeout=timeout_s).items():
                     try:
                         topic = future.result(timeout_s + 1)
-                        found[name] = (str(topic.topic_id), len(topic.partitions))
+                        found[name] = (canonical_uuid(str(topic.topic_id)), len(topic.partitions))
                     except KafkaException as error:
                         if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                             raise
@@ -131,6 +131,15 @@ class Clients:
                 f"no Kafka broker answered at {self.kafka.bootstrap_servers} within {timeout_s:g} s ({_reason(error)}): "
                 "is it running, and is the address right? `headwater broker up` starts a local one"
             ) from None
+
+
+def canonical_uuid(text: str) -> str:
+    """A topic's uuid as Kafka itself writes it, in URL-safe base64: the client library writes `+` and `/`, which ids cannot hold.
+
+    >>> canonical_uuid("m2UvPm+JTreCDP8x/6bZwg")
+    'm2UvPm-JTreCDP8x_6bZwg'
+    """
+    return text.replace("+", "-").replace("/", "_").rstrip("=")
 
 
 class _ErrorLog:

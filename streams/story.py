@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from schemas.errors import Fault
-from schemas.messages import Alert, Escalation, Result, Verdict
+from schemas.messages import Alert, AlertState, Escalation, Result, Verdict
 from schemas.records import InvalidRecord
 from streams.clients import Clients
 from streams.merging import TopicMissing
@@ -144,7 +144,7 @@ def _event(what: str, view: View) -> Event:
 
 def _order(event: Event) -> tuple[dt.datetime, int]:
     """By time; within the broker's millisecond by cause: raised, then what was asked and answered, then what became of the alert."""
-    cause = event.value.version and 9 if isinstance(event.value, Alert) else 1
+    cause = (0 if event.value.state is AlertState.RAISED else 2) if isinstance(event.value, Alert) else 1
     return event.at or dt.datetime.min.replace(tzinfo=dt.UTC), cause
 
 

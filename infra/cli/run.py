@@ -38,7 +38,7 @@ def run() -> None:
 
     \b
     Examples:
-      headwater config init leaf > headwater.toml
+      headwater config init
       headwater run leaf -c headwater.toml
       headwater run leaf -c headwater.toml --role link      # one process of it, as a service manager would
     """
