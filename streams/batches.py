@@ -24,39 +24,23 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
-import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from mode import Service
 
 from streams import telemetry
 from streams.clients import Clients
 from streams.message import KafkaRecord, readable
+from streams.starts import PASSING, Lost, Place, Starts
 from streams.topology import Topic
+
+__all__ = ["Batch", "BatchSource", "Feed", "Lost", "Place", "SourceFailed"]
 
 log = logging.getLogger("headwater.batches")
 
-Place = tuple[str, int]  # topic name, partition
-_PASSING = {
-    KafkaError._PARTITION_EOF,
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TIMED_OUT,
-    KafkaError._RESOLVE,
-    KafkaError._MAX_POLL_EXCEEDED,  # the group went on without us; the next poll says so and joins again
-}
 FULL_WAIT_S = 0.25  # how long the thread waits for room before it pauses: a pause throws away what was fetched ahead
 REOFFER_S = 5.0
 STOP_S = 10.0  # what batches in work get to end when the source is stopped
 COMMIT_PATIENCE_S = 60.0  # an unanswered commit holds back the next one for so long, so that an outage does not pile them up
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """Offsets `first` to `last` of a partition that retention removed before they were read."""
-
-    topic: Topic
-    partition: int
-    first: int
-    last: int
 
 
 class SourceFailed(RuntimeError):
@@ -141,7 +125,7 @@ class BatchSource(Service):
     ) -> None:
         self.clients, self.group, self.feed = clients, group, feed
         self.topics = {topic.name: topic for topic in topics}
-        self.on_assigned, self.on_revoked, self.on_lost = on_assigned, on_revoked, on_lost
+        self.on_assigned, self.on_revoked = on_assigned, on_revoked
         self.max_records, self.in_flight = max_records, in_flight
         self.commit_interval_s, self.drain_s = commit_interval_s, drain_s
         self.settings = settings or {}
@@ -159,6 +143,7 @@ class BatchSource(Service):
         self._halt = threading.Event()
         self._halted_at = float("inf")
         self._ended = threading.Event()
+        self._starts = Starts(self.topics, on_lost, self._halt)
         self._thread: threading.Thread | None = None
         super().__init__(**kwargs)
 
@@ -294,7 +279,7 @@ class BatchSource(Service):
             return False
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             self._start_again(consumer, cast(Place, (message.topic(), message.partition())))
-        elif not error.retriable() and error.code() not in _PASSING:
+        elif not error.retriable() and error.code() not in PASSING:
             raise SourceFailed(_explain(error, self.group))
         return True
 
@@ -302,7 +287,7 @@ class BatchSource(Service):
         """Go on where the log now begins in a partition whose next record is gone; the others go on where they are."""
         if place not in self.assigned:
             return
-        self._next[place] = self._within(consumer, place, self._next[place])
+        self._next[place] = self._starts.within(consumer, place, self._next[place])
         consumer.assign([TopicPartition(*each, self._next[each]) for each in self.assigned])  # a seek is refused in this state
         self._flow(consumer)
 
@@ -377,7 +362,7 @@ class BatchSource(Service):
             place = (partition.topic, partition.partition)
             self._epoch[place] = self._epoch.get(place, 0) + 1
         places = [(p.topic, p.partition) for p in partitions]
-        starts = self._starts(consumer, partitions)
+        starts = self._starts.of(consumer, partitions)
         if self.on_assigned is not None:
             self.on_assigned(places)
         self.assigned = set(places)
@@ -386,53 +371,6 @@ class BatchSource(Service):
         self._flow(consumer)
         telemetry.READY.set(1)
         log.info("partitions assigned", extra={"group": self.group, "partitions": len(places)})
-
-    def _starts(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """Explicit start offsets: the commit, or the beginning; what retention took in between is reported."""
-
-        def committed() -> list[TopicPartition]:
-            found = consumer.committed(partitions, timeout=10)
-            if error := next((place.error for place in found if place.error is not None), None):
-                raise KafkaException(error)
-            return found
-
-        starts = []
-        for found in self._patiently(committed):
-            place = (found.topic, found.partition)
-            offset = self._within(consumer, place, found.offset if found.offset >= 0 else None)
-            starts.append(TopicPartition(*place, offset))
-        return starts
-
-    def _within(self, consumer: Consumer, place: Place, offset: int | None) -> int:
-        """An offset that can be read: the one given, or where the log begins; reports what lies between. None: no commit."""
-        low, high = self._patiently(partial(consumer.get_watermark_offsets, TopicPartition(*place), timeout=10))
-        topic, partition = place
-        if offset is None:
-            return int(low)
-        if offset < low:
-            lost = Lost(self.topics[topic], partition, offset, low - 1)
-            log.error(
-                "retention removed records that were not read yet",
-                extra={"topic": topic, "partition": partition, "first": lost.first, "last": lost.last},
-            )
-            if self.on_lost is not None:
-                self.on_lost(lost)
-            return int(low)
-        if offset > high:  # after a power cut the log may be shorter than the commit: where it differs is not known, so all is read again
-            log.error("the log was cut behind our commit; it is read from its beginning", extra={"topic": topic, "partition": partition})
-            return int(low)
-        return offset
-
-    def _patiently(self, call: Callable[[], Any], *, attempts: int = 6) -> Any:
-        """Ask the broker again while the cause may pass; a rebalance must not fail because a broker is slow."""
-        for attempt in range(attempts):
-            try:
-                return call()
-            except KafkaException as error:
-                passing = error.args[0].retriable() or error.args[0].code() in _PASSING
-                if attempt == attempts - 1 or not passing or self._halt.wait(0.2 * 2**attempt):
-                    raise
-        raise AssertionError("unreachable")
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         places = [(p.topic, p.partition) for p in partitions]

@@ -9,7 +9,7 @@ kept on the link's own disk.
 4. Names differ on both ends (`streams.topology.mirrors`), so nothing can loop.
 5. A position below the source's low watermark means that retention was shorter than the outage: the lost range is said exactly, and the
    position moves beyond it, so that it is said once. So it is with one record that the destination's topic is too small for: it must not
-   hold back those behind it. A position beyond the source's end means that its log was cut: all of it is carried again.
+   hold back those behind it. A source's log that was cut (`streams.positions.go_on`) is carried on from where it was cut.
 
 Each topic is a lane with a thread and a consumer of its own, so that a backlog of verdicts does not delay an alert.
 """
@@ -23,19 +23,20 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.config import SiteConfig
 from schemas.messages import Position
 from streams import telemetry
 from streams.clients import BrokerUnavailable, Clients, ClusterInfo
 from streams.message import KafkaRecord, Pairs, readable
+from streams.outbound import LinkFailed, Outbound
 from streams.partition import partition_of
-from streams.positions import headers_of, read_positions, start_of
+from streams.positions import go_on, headers_of, read_positions, start_of
 from streams.topology import Mirror, Role, Topology, mirrors, region_view
 
 log = logging.getLogger("headwater.link")
@@ -43,13 +44,10 @@ log = logging.getLogger("headwater.link")
 # What people do not wait for is gathered for a moment: fewer requests, and batches that compress well.
 GATHER_S = {"verdicts": 0.5, "drops": 0.5, "epochs": 1.0}
 RETRY_S = (0.2, 5.0)
+EPOCH_S = 5.0
 SILENT_S = 3.0  # requests without an answer for so long: the region is away, though the socket still stands
 # An outage is noticed by requests that time out, and must not hide behind the defaults of a minute.
 _THIN = {"socket.timeout.ms": 10_000, "socket.connection.setup.timeout.ms": 5_000, "statistics.interval.ms": 1_000}
-
-
-class LinkFailed(RuntimeError):
-    """A lane cannot go on as it is; it starts again from its position."""
 
 
 class Link:
@@ -161,23 +159,37 @@ class Lane(threading.Thread):
 
     def _start(self, consumer: Consumer, known: dict[tuple[str, int], Position], partition: int, info: ClusterInfo) -> TopicPartition:
         source = self.mirror.source
-        offset = start_of(known.get((source.name, partition)), source, partition, info)
+        position = known.get((source.name, partition))
+        offset = start_of(position, source, partition, info)
         low, high = consumer.get_watermark_offsets(TopicPartition(source.name, partition), timeout=10)
         if offset < low:
-            if offset or (source.name, partition) in known:
+            if position is not None:
                 telemetry.LINK_LOST.labels(source.base).inc(low - offset)
                 log.error(
                     "retention removed records before the link carried them",
                     extra={"lane": source.name, "partition": partition, "first": offset, "last": low - 1},
                 )
             offset = low
-        elif offset > high:
-            log.error(
-                "the source's log was cut behind our position; all of it is carried again",
-                extra={"lane": source.name, "partition": partition, "position": offset, "end": high},
-            )
-            offset = low  # where it differs is not known: some is carried twice, nothing is left out
+        elif position is not None and offset == position.next_offset and "compact" not in source.cleanup:
+            offset = go_on(position, low, high, partial(self._epoch_at, consumer, partition))
+            if offset != position.next_offset:
+                log.error(
+                    "the source's log was cut behind our position; the link goes on where it was cut",
+                    extra={"lane": source.name, "partition": partition, "position": position.next_offset, "at": offset},
+                )
         return TopicPartition(source.name, partition, offset)
+
+    def _epoch_at(self, consumer: Consumer, partition: int, offset: int) -> int | None:
+        """The leader epoch of the first record at or after an offset; None if none comes, as beyond a transaction's last record."""
+        consumer.assign([TopicPartition(self.mirror.source.name, partition, offset)])
+        until = time.monotonic() + EPOCH_S
+        while time.monotonic() < until and not self.link.halt.is_set():
+            message = consumer.poll(0.2)
+            if message is not None and (error := message.error()) is not None:
+                self._check(error)
+            elif message is not None:
+                return message.leader_epoch()
+        return None
 
     def _gather(self, consumer: Consumer) -> list[KafkaRecord]:
         """Records up to the bound of bytes, gathered for a moment where nobody waits for them."""
@@ -248,100 +260,6 @@ class Lane(threading.Thread):
             acks.produce(self.positions.name, f"{source.name}/{partition}".encode(), position.to_bytes(), headers, 0)
         if acks.wait():
             raise LinkFailed(f"{self.positions.name} takes no position: its max.message.bytes is too small")
-
-
-class Outbound:
-    """A producer shared by the lanes of one direction, and the thread that serves its delivery reports. A producer that has failed for
-    good (a replaced cluster may do that to an idempotent one) is replaced by a new one."""
-
-    def __init__(self, make: Callable[[], Producer], direction: str) -> None:
-        self._make = make
-        self.producer = make()
-        self._broken = threading.Event()
-        self._replacing = threading.Lock()
-        self._halt = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name=f"link-{direction}", daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while not self._halt.is_set():
-            try:
-                self.producer.poll(0.2)
-            except Exception:  # a report that failed must not end the thread: every lane would wait for ever
-                log.exception("a report of the link's producer could not be handled")
-
-    def open(self, halt: threading.Event) -> Acks:
-        with self._replacing:
-            if self._broken.is_set():
-                log.warning("the link's producer has failed for good and is replaced")
-                self.producer.purge()
-                self.producer.flush(1.0)  # what was with it is reported as refused
-                self.producer = self._make()
-                self._broken.clear()
-        return Acks(self.producer, halt, self._broken)
-
-    def close(self) -> None:
-        self._halt.set()
-        self._thread.join(2)
-        self.producer.purge()
-
-
-class Acks:
-    """The acknowledgements of one batch."""
-
-    def __init__(self, producer: Producer, halt: threading.Event, broken: threading.Event) -> None:
-        self._producer, self._halt, self._broken = producer, halt, broken
-        self._open = 0
-        self._error: KafkaError | None = None
-        self._too_large: list[int] = []
-        self._changed = threading.Condition()
-
-    def produce(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Pairs | list[tuple[str, bytes]],
-        partition: int,
-        index: int = 0,
-    ) -> None:
-        """Hand a record to the producer; `index` is what `wait` calls it. Raises `LinkFailed`."""
-        with self._changed:
-            self._open += 1
-        report = partial(self._report, index)
-        while True:
-            try:
-                self._producer.produce(topic, value=value, key=key, headers=list(headers), partition=partition, on_delivery=report)
-                return
-            except BufferError:
-                if self._halt.wait(0.01):
-                    raise LinkFailed("the link is stopping") from None
-            except KafkaException as error:  # refused before it was queued
-                self._report(index, error.args[0], None)
-                return
-
-    def _report(self, index: int, error: KafkaError | None, message: Message | None) -> None:
-        with self._changed:
-            self._open -= 1
-            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                self._too_large.append(index)
-            elif error is not None:
-                self._error = self._error or error
-                if error.fatal() or error.code() == KafkaError._FATAL:
-                    self._broken.set()
-            self._changed.notify_all()
-
-    def wait(self) -> list[int]:
-        """Wait for all; an outage waits here. Returns the indices of what was too large for the destination's topic. Raises `LinkFailed`
-        if something else was refused, or if the link is stopped meanwhile."""
-        with self._changed:
-            while self._open:
-                self._changed.wait(0.5)
-                if self._halt.is_set() and self._open:
-                    raise LinkFailed("the link is stopping")
-        if self._error is not None:
-            raise LinkFailed(f"the destination refused a record: {self._error.str()} ({self._error.name()})")
-        return self._too_large
 
 
 class Wire:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Callable
 
 from schemas import envelope
 from schemas.envelope import Envelope, Headers
@@ -46,6 +47,39 @@ def start_of(position: Position | None, source: Topic, partition: int, info: Clu
         )
         return 0
     return position.next_offset
+
+
+def go_on(position: Position, low: int, high: int, epoch_at: Callable[[int], int | None]) -> int:
+    """The offset to go on at in a log that now reaches from `low` to `high`, and that may have been cut (a power cut takes what was not
+    written to the disk) and written on since.
+
+    Leader epochs only grow along a log, and a broker that starts again takes a higher one. So what was written after a cut is told by an
+    epoch above that of the last record that was carried, and where it begins is found by bisection. Without an epoch in the position a log
+    that ends before it is read again from `low`, and so is one whose epochs cannot be read.
+
+    Parameters
+    ----------
+    epoch_at
+        The leader epoch of the first record at or after an offset; None if none was read.
+    """
+    offset, epoch = position.next_offset, position.leader_epoch
+    if epoch < 0:
+        return low if offset > high else offset
+    if offset <= low:
+        return offset
+    if offset <= high and ((last := epoch_at(offset - 1)) is None or last <= epoch):
+        return offset
+    first, end = low, high
+    while first < end:
+        middle = (first + end) // 2
+        found = epoch_at(middle)
+        if found is None:
+            return low
+        if found > epoch:
+            end = middle
+        else:
+            first = middle + 1
+    return first
 
 
 def headers_of(position: Position, link: str, now: dt.datetime) -> Headers:

@@ -1,0 +1,453 @@
+"""The source against a real broker: what is handed over, what is committed, and what happens when partitions, retention or room move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka import Producer
+
+from streams import batches
+from streams.batches import Batch, BatchSource, Lost, SourceFailed
+from streams.message import UNREADABLE
+from streams.topology import Topic
+
+LIMIT_S = 30.0
+
+
+class Hands:
+    """Takes up every batch that is offered and keeps it; `finish` ends it from any thread."""
+
+    def __init__(self) -> None:
+        self.offered: list[Batch] = []
+        self.changed = threading.Condition()
+
+    async def feed(self, batch: Batch) -> None:
+        batch.take()
+        with self.changed:
+            self.offered.append(batch)
+            self.changed.notify_all()
+
+    def wait(self, count: int) -> list[Batch]:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.offered) >= count, LIMIT_S), f"{len(self.offered)} of {count} batches came"
+            return list(self.offered)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        return [(batch.first, batch.last) for batch in self.offered]
+
+
+def source(rig: Any, topic: Topic, feed: Any, **options: Any) -> Callable[[], BatchSource]:
+    settings = {"commit_interval_s": 0.1, "max_records": 10, "in_flight": 4, "drain_s": 0.2, **options}
+    return lambda: BatchSource(rig.clients, [topic], f"{rig.prefix}group", feed, **settings)
+
+
+# ---- rebalances
+
+
+def test_nothing_is_lost_while_workers_come_and_go(rig: Any) -> None:
+    """Ids are counted: two workers over four partitions, one of which joins and leaves under load, again and again."""
+    topic = rig.topic("in", partitions=4)
+    group = f"{rig.prefix}group"
+    seen: list[tuple[bytes, str]] = []
+    sent: list[bytes] = []
+    over = threading.Event()
+
+    def publish() -> None:
+        producer = Producer({"bootstrap.servers": rig.servers, "linger.ms": 1})
+        while not over.wait(0.005):
+            for _ in range(20):
+                value = b"%d" % len(sent)
+                producer.produce(topic.name, value, partition=len(sent) % 4)
+                sent.append(value)
+            producer.poll(0)
+        assert producer.flush(LIMIT_S) == 0
+
+    def worker(name: str) -> Any:
+        async def feed(batch: Batch) -> None:
+            if batch.take():
+                await asyncio.sleep(0)
+                seen.extend((record.value(), name) for record in batch.records)
+                batch.done()
+
+        return rig.Host(source(rig, topic, feed, max_records=50, commit_interval_s=0.5, drain_s=LIMIT_S))
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        with worker("stays"):
+            for name in ("guest 1", "guest 2", "guest 3"):
+                with worker(name) as guest:
+                    rig.until(lambda: len(guest.service.assigned) == 2, f"partitions for {name}")
+                    rig.until(lambda name=name: sum(who == name for _, who in seen[-2000:]) > 200, f"records for {name}")
+            over.set()
+            publisher.join(LIMIT_S)
+            rig.until(lambda: len({value for value, _ in seen}) >= len(sent), "every record")
+            ends = {partition: rig.end(topic, partition) for partition in range(4)}
+            rig.until(lambda: rig.committed(group, topic) == ends, "the commits to reach the end")
+    finally:
+        over.set()
+        publisher.join(LIMIT_S)
+    assert len(sent) > 2000
+    assert {value for value, _ in seen} == set(sent)
+    assert {who for _, who in seen} == {"stays", "guest 1", "guest 2", "guest 3"}
+    # Every hand-over drained and committed: what is read twice is at most what was in flight when a partition moved.
+    assert len(seen) - len(sent) <= 6 * 4 * 50
+
+
+def test_a_revoked_partition_drains_and_commits_before_the_next_owner_starts(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    draining = threading.Event()
+    drain = BatchSource._drain
+
+    def seen(self: BatchSource, places: Any) -> bool:
+        draining.set()
+        return drain(self, places)
+
+    monkeypatch.setattr(BatchSource, "_drain", seen)
+    topic = rig.topic("in", partitions=2)
+    group = f"{rig.prefix}group"
+    for partition in range(2):
+        rig.put(topic, [b"%d" % number for number in range(5)], partition)
+    first, second = Hands(), Hands()
+    with rig.Host(source(rig, topic, first.feed, drain_s=LIMIT_S)):
+        held = first.wait(2)
+        assert not rig.committed(group, topic)
+        with rig.Host(source(rig, topic, second.feed)) as newcomer:
+            assert draining.wait(LIMIT_S)  # the newcomer asks for a share, and what is in work is waited for
+            assert not newcomer.service.assigned
+            assert not rig.committed(group, topic)
+            for batch in held:
+                batch.done()
+            rig.until(lambda: newcomer.service.assigned, "a share for the newcomer")
+            rig.until(lambda: rig.committed(group, topic) == {0: 5, 1: 5}, "the commit of the drained batches")
+            rig.put(topic, [b"new"], 0)
+            rig.put(topic, [b"new"], 1)
+            first.wait(3)[2].done()
+            second.wait(1)
+    assert second.ranges() == [(5, 5)]  # nothing a second time
+
+
+# ---- commits and starts
+
+
+def test_only_the_contiguous_prefix_is_committed(rig: Any) -> None:
+    topic = rig.topic("in", partitions=2)
+    group = f"{rig.prefix}group"
+    rig.put(topic, [b"%d" % number for number in range(40)], 0)
+    rig.put(topic, [b"marker"], 1)
+    hands = Hands()
+    with rig.Host(source(rig, topic, hands.feed, in_flight=9)):
+        rig.until(lambda: sum(len(batch.records) for batch in hands.offered) == 41, "all records")
+        marker = next(batch for batch in hands.offered if batch.partition == 1)
+        mine = [batch for batch in hands.offered if batch.partition == 0]
+        assert len(mine) >= 4
+        for batch in mine[1:-1]:
+            batch.done()
+        marker.done()
+        rig.until(lambda: 1 in rig.committed(group, topic), "the commit of the other partition")
+        assert rig.committed(group, topic) == {1: 1}  # a commit was made, and the gap held this partition back
+        mine[0].done()
+        rig.until(lambda: rig.committed(group, topic).get(0) == mine[-1].first, "the prefix")
+        last = mine[-1].first
+    again = Hands()
+    with rig.Host(source(rig, topic, again.feed, in_flight=9)):
+        found = again.wait(1)
+    assert (found[0].partition, found[0].first) == (0, last)  # the batch that was not done, from its start
+
+
+def test_a_partition_without_a_commit_starts_at_its_beginning(rig: Any) -> None:
+    topic = rig.topic("in")
+    rig.put(topic, [b"%d" % number for number in range(7)])
+    rig.trim(topic, 2)
+    lost: list[Lost] = []
+    hands = Hands()
+    with rig.Host(source(rig, topic, hands.feed, on_lost=lost.append)):
+        assert hands.wait(1)[0].first == 2
+    assert not lost  # nobody was promised what was there before
+
+
+def test_a_commit_below_the_low_watermark_is_a_loss_that_is_told(rig: Any) -> None:
+    topic = rig.topic("in")
+    group = f"{rig.prefix}group"
+    rig.put(topic, [b"%d" % number for number in range(60)])
+    rig.commit(group, topic, {0: 30})
+    rig.trim(topic, 50)
+    lost: list[Lost] = []
+    hands = Hands()
+    with rig.Host(source(rig, topic, hands.feed, on_lost=lost.append)):
+        found = hands.wait(1)
+        assert lost == [Lost(topic, 0, 30, 49)]
+        assert found[0].first == 50
+        found[0].done()
+        rig.until(lambda: rig.committed(group, topic) == {0: 60}, "the commit")
+
+
+def test_retention_that_overtakes_a_running_source_is_told_too(rig: Any) -> None:
+    """The broker answers `offset out of range`: the lost range is told, and this partition and the others go on."""
+    topic = rig.topic("in", partitions=2)
+    small = {"queued.min.messages": 1, "fetch.message.max.bytes": 1000}
+    rig.put(topic, [b"x" * 900] * 200, 0)
+    rig.put(topic, [b"x"] * 5, 1)
+    lost: list[Lost] = []
+    hands = Hands()
+    with rig.Host(source(rig, topic, hands.feed, max_records=1, in_flight=2, on_lost=lost.append, settings=small)) as host:
+        hands.wait(2)
+        rig.until(lambda: host.service._paused, "a full source")  # what was fetched ahead is thrown away with the pause
+        rig.trim(topic, 150, 0)
+        done = 0
+        while sum(batch.partition == 1 or batch.last >= 150 for batch in hands.offered) < 55:
+            assert host.crash is None
+            for batch in hands.wait(done + 1)[done:]:
+                batch.done()
+                done += 1
+    before = {batch.last for batch in hands.offered if batch.partition == 0 and batch.last < 150}
+    assert len(lost) == 1
+    assert (lost[0].partition, lost[0].last) == (0, 149)
+    assert lost[0].first == max(before) + 1
+    assert {batch.last for batch in hands.offered if batch.partition == 0} == {*range(lost[0].first), *range(150, 200)}
+
+
+def test_a_log_that_was_cut_behind_the_commit_is_read_again(rig: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """After a power cut a log may be shorter than what was committed: the source must not stand still for ever."""
+    topic = rig.topic("in")
+    rig.put(topic, [b"%d" % number for number in range(5)])
+    rig.commit(f"{rig.prefix}group", topic, {0: 90})
+    hands = Hands()
+    with rig.Host(source(rig, topic, hands.feed)):
+        assert hands.wait(1)[0].first == 0
+    assert "cut behind our commit" in caplog.text
+
+
+# ---- room
+
+
+def test_a_full_source_keeps_polling_and_loses_nothing(rig: Any) -> None:
+    """It holds its one batch for longer than `max.poll.interval.ms`: the group must not go on without it."""
+    topic = rig.topic("in")
+    rig.put(topic, [b"%d" % number for number in range(500)])
+    short = {"max.poll.interval.ms": 6000, "session.timeout.ms": 6000}
+    hands, revoked = Hands(), []
+    with rig.Host(source(rig, topic, hands.feed, in_flight=1, on_revoked=revoked.append, settings=short)) as host:
+        held = hands.wait(1)[0]
+        rig.until(lambda: host.service._paused, "a full source")
+        start = time.monotonic()
+        rig.until(lambda: time.monotonic() - start > 7.5, "the poll interval to pass")
+        assert len(hands.offered) == 1
+        assert not revoked
+        assert host.service.assigned
+        held.done()
+        done = 1
+        while sum(len(batch.records) for batch in hands.offered) < 500:
+            for batch in hands.wait(done + 1)[done:]:
+                batch.done()
+                done += 1
+        assert [offset for batch in hands.offered for offset in range(batch.first, batch.last + 1)] == list(range(500))
+
+
+def test_a_full_source_takes_part_in_rebalances(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions that come while there is no room stay silent until there is some, and polling goes on."""
+    looks: list[BatchSource] = []
+    has_room = BatchSource._has_room
+    monkeypatch.setattr(BatchSource, "_has_room", lambda self, consumer: (looks.append(self), has_room(self, consumer))[1])
+    topic = rig.topic("in", partitions=2)
+    for partition in range(2):
+        rig.put(topic, [b"%d" % number for number in range(100)], partition)
+    hands, others = Hands(), Hands()
+    with rig.Host(source(rig, topic, others.feed)) as other:
+        rig.until(lambda: len(other.service.assigned) == 2, "both partitions for the other")
+        host = rig.Host(source(rig, topic, hands.feed, in_flight=1)).start()
+        rig.until(lambda: host.service._paused, "a full source")
+        assert len(host.service.assigned) == 1
+    with contextlib.closing(host) as host:
+        rig.until(lambda: len(host.service.assigned) == 2, "a rebalance that is served while there is no room")
+        looks.clear()
+        rig.until(lambda: len(looks) > 4, "more polls")
+        assert len(hands.offered) == 1
+        assert not host.service._held
+        done = 0
+        while len({(batch.partition, record.offset()) for batch in hands.offered for record in batch.records}) < 200:
+            for batch in hands.wait(done + 1)[done:]:
+                batch.done()
+                done += 1
+
+
+def test_a_partition_that_left_while_paused_flows_when_it_comes_back(rig: Any) -> None:
+    """The client remembers the pause of a partition beyond its revocation."""
+    topic = rig.topic("in", partitions=2)
+    for partition in range(2):
+        rig.put(topic, [b"x"] * 50, partition)
+    hands = Hands()
+    finish = threading.Event()
+
+    async def feed(batch: Batch) -> None:
+        await hands.feed(batch)
+        if finish.is_set():
+            batch.done()
+
+    with rig.Host(source(rig, topic, feed, in_flight=1)) as host:
+        held = hands.wait(1)
+        rig.until(lambda: host.service._paused, "a full source")
+        with rig.Host(source(rig, topic, Hands().feed)) as newcomer:
+            rig.until(lambda: newcomer.service.assigned and len(host.service.assigned) == 1, "a share for the newcomer")
+            (gone,) = newcomer.service.assigned
+            finish.set()
+            for batch in held:
+                batch.done()
+            rig.until(lambda: not host.service._paused, "room")
+        rig.until(lambda: len(host.service.assigned) == 2, "both partitions again")
+        rig.put(topic, [b"last"], gone[1])
+        rig.until(lambda: any(b"last" in [r.value() for r in batch.records] for batch in hands.offered), "its last record")
+
+
+# ---- offers
+
+
+def test_a_batch_that_nobody_takes_is_offered_again(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "REOFFER_S", 0.2)
+    topic = rig.topic("in")
+    rig.put(topic, [b"x"])
+    offers: list[Batch] = []
+
+    async def feed(batch: Batch) -> None:
+        offers.append(batch)
+
+    with rig.Host(source(rig, topic, feed)):
+        rig.until(lambda: len(offers) >= 3, "the third offer")
+        assert len({id(batch) for batch in offers}) == 1
+        assert offers[0].take()
+        assert not offers[0].take()  # whoever comes second is refused
+        offers[0].done()
+        rig.until(lambda: rig.committed(f"{rig.prefix}group", topic) == {0: 1}, "the commit")
+
+
+def test_offers_do_not_pile_up_behind_a_feed_that_waits(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "REOFFER_S", 0.05)
+    topic = rig.topic("in")
+    rig.put(topic, [b"x"])
+    waiting = Counter[str]()
+    go = threading.Event()
+
+    async def feed(batch: Batch) -> None:
+        waiting["now"] += 1
+        waiting["most"] = max(waiting["most"], waiting["now"])
+        while not go.is_set():
+            waiting["looks"] += 1
+            await asyncio.sleep(0.01)
+        waiting["now"] -= 1
+        if batch.take():
+            batch.done()
+
+    with rig.Host(source(rig, topic, feed)):
+        rig.until(lambda: waiting["looks"] > 30, "several times the interval")
+        go.set()
+        rig.until(lambda: rig.committed(f"{rig.prefix}group", topic) == {0: 1}, "the commit")
+    assert waiting["most"] == 1
+
+
+def test_a_batch_that_was_given_back_is_offered_again(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "REOFFER_S", 0.1)
+    topic = rig.topic("in")
+    rig.put(topic, [b"x"])
+    offers: list[bool] = []
+
+    async def feed(batch: Batch) -> None:
+        offers.append(batch.take())
+        if len(offers) == 1:
+            batch.release()
+        else:
+            batch.done()
+
+    with rig.Host(source(rig, topic, feed)):
+        rig.until(lambda: rig.committed(f"{rig.prefix}group", topic) == {0: 1}, "the commit")
+    assert offers[:2] == [True, True]
+
+
+# ---- failures and the end
+
+
+def test_a_stop_waits_for_what_is_in_work_and_commits_it(rig: Any) -> None:
+    topic = rig.topic("in")
+    rig.put(topic, [b"x"] * 3)
+    hands = Hands()
+    host = rig.Host(source(rig, topic, hands.feed, commit_interval_s=60.0, drain_s=LIMIT_S)).start()
+    held = hands.wait(1)[0]
+    stopping = threading.Thread(target=host.stop)
+    stopping.start()
+    rig.until(host.service._halt.is_set, "the stop to begin")
+    held.done()
+    stopping.join(LIMIT_S)
+    assert not stopping.is_alive()
+    assert rig.committed(f"{rig.prefix}group", topic) == {0: 3}
+
+
+def test_a_stop_does_not_wait_for_what_has_failed(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "STOP_S", 600.0)
+    topic = rig.topic("in")
+    rig.put(topic, [b"x"] * 3)
+    hands = Hands()
+    host = rig.Host(source(rig, topic, hands.feed, drain_s=600.0)).start()
+    hands.wait(1)[0].fail()
+    host.stop()
+    assert not rig.committed(f"{rig.prefix}group", topic)
+
+
+def test_a_missing_topic_ends_the_source_and_says_what_to_do(rig: Any) -> None:
+    missing = msgspec.structs.replace(rig.topic("in"), name=f"{rig.prefix}nowhere")
+    with rig.Host(source(rig, missing, Hands().feed)) as host:
+        failure = rig.until(lambda: host.crash, "the failure")
+    assert isinstance(failure, SourceFailed)
+    assert "headwater topology create" in str(failure)
+
+
+def test_a_second_worker_of_the_same_instance_is_told_so(rig: Any) -> None:
+    topic = rig.topic("in")
+    static = {"group.instance.id": "one"}
+    with rig.Host(source(rig, topic, Hands().feed, settings=static)) as first:
+        rig.until(lambda: first.service.assigned, "the assignment")
+        with rig.Host(source(rig, topic, Hands().feed, settings=static)):
+            failure = rig.until(lambda: first.crash, "the failure of the first")
+    assert "another worker of group" in str(failure)
+
+
+ODD_HEADERS = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+
+class Odd(str):
+    def encode(self, *_):
+        return b"\\xff\\xfe\\x80"
+
+async def main():
+    async with AIOKafkaProducer(bootstrap_servers=sys.argv[1]) as producer:
+        for _ in range(50):
+            await producer.send(sys.argv[2], b"odd", partition=0, headers=[(Odd("x"), b"1")])
+            await producer.send(sys.argv[2], b"plain", partition=0, headers=[("name", b"2")])
+
+asyncio.run(main())
+"""
+
+
+def test_header_names_that_are_not_utf8_do_no_harm(rig: Any) -> None:
+    """The client library fails at such names, and a second look at them ends the process."""
+    topic = rig.topic("in")
+    without_extensions = {**os.environ, "AIOKAFKA_NO_EXTENSIONS": "1"}  # its Python code lets odd names through
+    subprocess.run([sys.executable, "-c", ODD_HEADERS, rig.servers, topic.name], env=without_extensions, check=True, timeout=LIMIT_S)
+    hands = Hands()
+    with rig.Host(source(rig, topic, hands.feed, in_flight=20)):
+        rig.until(lambda: sum(len(batch.records) for batch in hands.offered) == 100, "all records")
+    records = [record for batch in hands.offered for record in batch.records]
+    for _ in range(3):
+        headers = [dict(record.headers()) for record in records]
+    assert [list(pairs) for pairs in headers[::2]] == [[UNREADABLE]] * 50
+    assert headers[1::2] == [{"name": b"2"}] * 50
+    assert [record.value() for record in records] == [b"odd", b"plain"] * 50
