@@ -32,8 +32,8 @@ def live(demo: Demo, elapsed: float) -> RenderableType:
         ProgressBar(total=plan.seconds, completed=min(elapsed, plan.seconds), width=None), f"  {elapsed:4.0f} of {plan.seconds:.0f} s"
     )
     body = Table.grid(padding=(0, 2), expand=True)
-    body.add_column(ratio=5)
-    body.add_column(ratio=6)
+    body.add_column(ratio=8)
+    body.add_column(ratio=7)
     body.add_row(_figures(demo, now), _alerts(list(demo.tally.alerts.values())))
     return Panel(Group(head, Text(), body), border_style="red" if demo.cut_now else "blue")
 
@@ -63,8 +63,8 @@ def _figures(demo: Demo, now: float) -> Table:
     table.add_column(style="dim")
     table.add_column()
     latency, alerts = demo.tally.lately(now), Percentiles.of(demo.tally.alert_ms)
-    table.add_row("frames", f"{_produced(demo)} produced, {demo.tally.rate(now):.0f} a second answered")
-    table.add_row("answer", _ms(latency, "last 10 s"))
+    table.add_row("frames", f"{_produced(demo)} produced, {demo.tally.rate(now):.0f}/s answered")
+    table.add_row("answer", _ms(latency, "lately"))
     table.add_row("alert", _ms(alerts, "so far"))
     table.add_row("escalated", f"{_escalated(demo)} frames, {len(demo.tally.answers)} answered")
     table.add_row("region changed", f"{len(demo.tally.changed)} of them")
