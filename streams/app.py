@@ -21,6 +21,7 @@ from faust.types import StreamT
 
 from schemas.config import SiteConfig
 from schemas.errors import Fault
+from streams import telemetry
 from streams.batches import Batch, BatchSource
 from streams.delivery import ATTEMPTS, Delivery, backoff_s, bury, may_pass
 from streams.message import Pairs
@@ -198,7 +199,12 @@ def cold_agent(
     async def consume(stream: StreamT[bytes]) -> None:
         stream = cast(Any, stream).noack()
         async for event in stream.events():
-            await _settle(ColdRecord(event.message), topic, dead_letters, handle, sink, agent)
+            try:
+                await _settle(ColdRecord(event.message), topic, dead_letters, handle, sink, agent)
+            except Exception as error:  # no dead letter could be written; Faust alone would start the agent again and pass over the record
+                log.critical("the agent stops: %s", error, extra={"agent": agent})
+                await app.crash(error)
+                raise
             await stream.ack(event)
 
 
@@ -216,13 +222,17 @@ async def _settle(
             await handle(record)
         except Exception as error:
             attempt += 1
+            telemetry.RETRIES.labels(type(error).__name__).inc()
             if may_pass(error) or (attempt < ATTEMPTS and not isinstance(error, ValueError)):
                 if attempt == 1:
                     log.warning("work failed and is tried again: %s", error, extra={"topic": topic.name, "offset": record.offset()})
                 await asyncio.sleep(backoff_s(attempt))
                 continue
             await bury(sink(), dead_letters, record, error, agent, None)
+            telemetry.RECORDS.labels(topic.base, "rejected" if isinstance(error, ValueError) else "dead").inc()
             log.exception("dead letter", extra={"topic": topic.name, "partition": record.partition(), "offset": record.offset()})
+        else:
+            telemetry.RECORDS.labels(topic.base, "done").inc()
         return
 
 

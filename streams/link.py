@@ -49,6 +49,8 @@ SILENT_S = 3.0  # requests without an answer for so long: the region is away, th
 # An outage is noticed by requests that time out, and must not hide behind the defaults of a minute.
 _THIN = {"socket.timeout.ms": 10_000, "socket.connection.setup.timeout.ms": 5_000, "statistics.interval.ms": 1_000}
 
+_PROBE = {"fetch.wait.max.ms": 50, "fetch.message.max.bytes": 1, "queued.min.messages": 1}  # one record, for what is known by it
+
 
 class Link:
     """Runs every lane of a leaf until it is stopped.
@@ -91,7 +93,7 @@ class Link:
         self._running.discard(lane.name)
         telemetry.READY.set(0)
 
-    def stop(self, timeout_s: float = 10.0) -> None:
+    def stop(self, timeout_s: float = 5.0) -> None:
         """Stop the lanes; what was carried without a position is carried again at the next start."""
         self.halt.set()
         until = time.monotonic() + timeout_s
@@ -139,9 +141,9 @@ class Lane(threading.Thread):
         settings: dict[str, Any] = {"fetch.wait.max.ms": 500, "fetch.message.max.bytes": max(source.max_message_bytes, 1 << 20)}
         if self.mirror.direction == "down":
             settings |= {**_THIN, "stats_cb": self.link.wire.watch(self.name), "fetch.wait.max.ms": 5_000}
+        starts = self._starts(known, info)
         consumer = self.source_clients.consumer(None, **settings)
         try:
-            starts = [self._start(consumer, known, partition, info) for partition in range(info.topics[source.name][1])]
             consumer.assign(starts)
             moved = [start for start in starts if (at := known.get((source.name, start.partition))) and at.next_offset != start.offset]
             self._commit({start.partition: (start.offset, -1) for start in moved}, info)
@@ -156,6 +158,14 @@ class Lane(threading.Thread):
         finally:
             self.link.closed(self)
             consumer.close()
+
+    def _starts(self, known: dict[tuple[str, int], Position], info: ClusterInfo) -> list[TopicPartition]:
+        # With a client of its own: the lane's fetches wait long for records, and a fetch under way delays the next partition's.
+        probe = self.source_clients.consumer(None, **_PROBE)
+        try:
+            return [self._start(probe, known, partition, info) for partition in range(info.topics[self.mirror.source.name][1])]
+        finally:
+            probe.close()
 
     def _start(self, consumer: Consumer, known: dict[tuple[str, int], Position], partition: int, info: ClusterInfo) -> TopicPartition:
         source = self.mirror.source

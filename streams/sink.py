@@ -81,6 +81,9 @@ class Receipt:
         await self._last
 
 
+_DRIFT_MS_PER_S = 0.2  # clocks run apart by 200 parts in a million at most, so an estimate grows worse with its age
+
+
 class BrokerClock:
     """The broker's clock as seen from here, learned from the append times in delivery reports: the age of a record is measured by the
     clock that stamped it, so that a wrong clock at the edge makes no record old or new.
@@ -98,8 +101,8 @@ class BrokerClock:
         """Take in one report: when it was sent and reported (seconds of the monotonic clock), and the broker's append time."""
         error = (reported_s - sent_s) * 500 + 1  # append times are whole milliseconds
         difference = appended_ms + 0.5 - (sent_s + reported_s) * 500
-        old = reported_s - self._at > 60  # clocks drift: an estimate of a minute ago is replaced by a newer one
-        if error <= self._error_ms or old or abs(difference - self._difference_ms) > error + self._error_ms:
+        known = self._error_ms + _DRIFT_MS_PER_S * (reported_s - self._at)
+        if error <= known or abs(difference - self._difference_ms) > error + known:
             self._difference_ms, self._error_ms, self._at = difference, error, reported_s
 
     def now_ms(self) -> float:

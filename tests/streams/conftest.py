@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -225,6 +226,12 @@ def declared(name: str, partitions: int = 1) -> Topic:
         partitions=partitions,
         by_source=partitions > 1,
     )
+
+
+@pytest.fixture(scope="session")
+def make_rig() -> Callable[[Kafka], Rig]:
+    """Makes a rig whose topics are no other's, for fixtures that live longer than one test."""
+    return lambda kafka: Rig(kafka, f"m{uuid.uuid4().hex[:10]}.")
 
 
 @pytest.fixture

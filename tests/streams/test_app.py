@@ -32,10 +32,10 @@ from streams.app import cold_agent, hot_agent, make_app, run_worker
 from streams.batches import BatchSource
 from streams.clients import Clients
 from streams.delivery import Delivery, Emitted, MayPass
-from streams.sink import Output, Sink
+from streams.sink import Output, Sink, SinkBroken
 from streams.topology import Role, Topology
 
-streams.app.STOP_LIMIT_S, streams.batches.STOP_S = float(sys.argv[4]), 1.0
+streams.app.STOP_LIMIT_S, streams.batches.STOP_S = float(sys.argv[4]), float(sys.argv[4]) / 3
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 servers, prefix, folder = sys.argv[1:4]
 config = SiteConfig(name="leaf-1", tier="leaf", kafka=Kafka(bootstrap_servers=servers), topics=Topics(prefix=prefix, partitions=2))
@@ -76,7 +76,12 @@ class Dying(Delivery):
             raise RuntimeError("the agent dies")
         await super().run(batch)
 
-cold_agent(app, role.read("control"), role.write("control.dlq"), heed, lambda: sink, "test")
+def cold_sink():
+    if attempts[b"invalid unwritable"]:
+        raise SinkBroken("no dead letters can be written")
+    return sink
+
+cold_agent(app, role.read("control"), role.write("control.dlq"), heed, cold_sink, "test")
 hot = hot_agent(app, "hot", Dying(sink, work, letters, "test"), concurrency=2)
 source = BatchSource(clients, [role.read("frames")], role.group(), hot, max_records=20)
 code = run_worker(app, source)
@@ -188,6 +193,15 @@ def test_a_worker_serves_hot_and_cold_topics_and_ends_cleanly(site: Site) -> Non
     assert letters[0].key() == b"leaf-1"
 
 
+def test_a_cold_record_that_cannot_be_buried_ends_the_worker(site: Site) -> None:
+    site.tell(["first", "invalid unwritable", "behind"])
+    worker = site.worker()
+    assert worker.end(None) == 1
+    assert "no dead letters can be written" in worker.log.read_text()
+    assert site.rig.committed(f"{site.group}.faust", site.control).get(0, 0) <= 1
+    assert set(worker.heard()) == {"first", "invalid"}
+
+
 def test_an_agent_that_dies_ends_the_worker_with_exit_code_1(site: Site) -> None:
     """Nothing beyond the failure is committed, and the end does not wait for it. A cold record in work is not acknowledged by the end."""
     site.put([b"%d" % number for number in range(100)])
@@ -209,12 +223,12 @@ def test_a_silent_broker_ends_no_work_and_delays_no_stop(far: Any, far_rig: Any,
         values = [b"%d" % number for number in range(400)]
         site.put(values[:200])
         site.tell(["first"])
-        worker = site.worker(stop_s=3.0)
+        worker = site.worker(stop_s=2.0)
         site.rig.until(lambda: worker.heard()["first"] and len(site.echoed()) == 200, "the first records", LIMIT_S)
         far.proxy.cut()
         site.put(values[200:])
         with pytest.raises(subprocess.TimeoutExpired):
-            worker.process.wait(2)
+            worker.process.wait(1)
         far.proxy.restore()
         site.rig.until(lambda: len(site.echoed()) == 400, "the records of the outage", LIMIT_S)
         far.proxy.cut()

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from confluent_kafka import Producer
 
+from schemas.config import Kafka
 from streams import batches
 from streams.batches import Batch, BatchSource, Lost, SourceFailed
 from streams.message import UNREADABLE
@@ -50,6 +51,29 @@ class Hands:
 def source(rig: Any, topic: Topic, feed: Any, **options: Any) -> Callable[[], BatchSource]:
     settings = {"commit_interval_s": 0.1, "max_records": 10, "in_flight": 4, "drain_s": 0.2, **options}
     return lambda: BatchSource(rig.clients, [topic], f"{rig.prefix}group", feed, **settings)
+
+
+class Held(NamedTuple):
+    """A source that has held its one batch since the first test of this module."""
+
+    host: Any
+    hands: Hands
+    revoked: list[Any]
+    since_s: float
+
+
+@pytest.fixture(scope="module", autouse=True)
+def held(kafka: Kafka, make_rig: Callable[[Kafka], Any]) -> Iterator[Held]:
+    """It is looked at in the last test: meanwhile `max.poll.interval.ms` passes, and the others need not wait for it."""
+    rig = make_rig(kafka)
+    topic = rig.topic("in")
+    rig.put(topic, [b"%d" % number for number in range(500)])
+    short = {"max.poll.interval.ms": 6000, "session.timeout.ms": 6000}
+    hands, revoked = Hands(), []
+    with rig.Host(source(rig, topic, hands.feed, in_flight=1, on_revoked=revoked.append, settings=short)) as host:
+        hands.wait(1)
+        rig.until(lambda: host.service._paused, "a full source")
+        yield Held(host, hands, revoked, time.monotonic())
 
 
 # ---- rebalances
@@ -229,29 +253,6 @@ def test_a_log_that_was_cut_behind_the_commit_is_read_again(rig: Any, caplog: py
 
 
 # ---- room
-
-
-def test_a_full_source_keeps_polling_and_loses_nothing(rig: Any) -> None:
-    """It holds its one batch for longer than `max.poll.interval.ms`: the group must not go on without it."""
-    topic = rig.topic("in")
-    rig.put(topic, [b"%d" % number for number in range(500)])
-    short = {"max.poll.interval.ms": 6000, "session.timeout.ms": 6000}
-    hands, revoked = Hands(), []
-    with rig.Host(source(rig, topic, hands.feed, in_flight=1, on_revoked=revoked.append, settings=short)) as host:
-        held = hands.wait(1)[0]
-        rig.until(lambda: host.service._paused, "a full source")
-        start = time.monotonic()
-        rig.until(lambda: time.monotonic() - start > 7.5, "the poll interval to pass")
-        assert len(hands.offered) == 1
-        assert not revoked
-        assert host.service.assigned
-        held.done()
-        done = 1
-        while sum(len(batch.records) for batch in hands.offered) < 500:
-            for batch in hands.wait(done + 1)[done:]:
-                batch.done()
-                done += 1
-        assert [offset for batch in hands.offered for offset in range(batch.first, batch.last + 1)] == list(range(500))
 
 
 def test_a_full_source_takes_part_in_rebalances(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,3 +452,21 @@ def test_header_names_that_are_not_utf8_do_no_harm(rig: Any) -> None:
     assert [list(pairs) for pairs in headers[::2]] == [[UNREADABLE]] * 50
     assert headers[1::2] == [{"name": b"2"}] * 50
     assert [record.value() for record in records] == [b"odd", b"plain"] * 50
+
+
+# ---- at the end, since it needs time
+
+
+def test_a_full_source_keeps_polling_and_loses_nothing(rig: Any, held: Held) -> None:
+    """It has held its one batch for longer than `max.poll.interval.ms`: the group must not have gone on without it."""
+    hands = held.hands
+    rig.until(lambda: time.monotonic() - held.since_s > 7.5, "the poll interval to pass")
+    assert len(hands.offered) == 1
+    assert not held.revoked
+    assert held.host.service.assigned
+    done = 0
+    while sum(len(batch.records) for batch in hands.offered) < 500 or done < len(hands.offered):
+        for batch in hands.wait(done + 1)[done:]:
+            batch.done()
+            done += 1
+    assert [offset for batch in hands.offered for offset in range(batch.first, batch.last + 1)] == list(range(500))
