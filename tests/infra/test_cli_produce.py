@@ -154,21 +154,23 @@ def _of(source: str, kafka: Kafka, prefix: str) -> tuple[list[Any], list[str]]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_ends_it_cleanly(video: Path, site: Path, kafka: Kafka, prefix: str, number: int, code: int) -> None:
-    process = command("video", video, "-c", site, "--loop", "--fps", "50", "--json")
+    process = command("video", video, "-c", site, "--loop", "--fps", "15", "--json")
     try:
-        wait_for(lambda: len(read_all(kafka, f"{prefix}frames")) > 20)
+        wait_for(lambda: len(read_all(kafka, f"{prefix}frames")) > 10)
         process.send_signal(number)
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == code
-    assert err.strip() == ("interrupted" if code else "")
+    told = [line for line in err.splitlines() if not line.startswith("{")]  # on a slow machine frames may be dropped, and said to be
+    assert told == (["interrupted"] if code else [])
     summary = json.loads(out.splitlines()[-1])
     stored = names(read_all(kafka, f"{prefix}frames"))
     assert summary["type"] == "summary"
-    assert summary["frames"] == summary["acknowledged"] == len(stored) == len(set(stored))
+    assert summary["frames"] == len(stored) + summary["dropped"]
+    assert summary["acknowledged"] == len(stored) == len(set(stored))
     last = marks(kafka, prefix)[-1]
-    assert (last["state"], last["assigned"], last["acknowledged"]) == ("ended", len(stored), len(stored))
+    assert (last["state"], last["assigned"], last["acknowledged"]) == ("ended", summary["frames"], summary["frames"])
 
 
 def test_a_folder_of_images(site: Path, kafka: Kafka, prefix: str, tmp_path: Path) -> None:
