@@ -121,10 +121,13 @@ class Rig:
         self.admin.delete_topics([topic.name], operation_timeout=LIMIT_S)[topic.name].result(LIMIT_S)
         until(lambda: topic.name not in self.admin.list_topics(timeout=LIMIT_S).topics, f"the end of {topic.name}")
 
-    def put(self, topic: Topic | str, values: Iterable[bytes | tuple[Any, ...] | None], partition: int = 0) -> None:
-        """Write values, or (key, value, headers), or (key, value, headers, partition), and wait for the broker."""
+    def put(self, topic: Topic | str, values: Iterable[bytes | tuple[Any, ...] | None], partition: int = 0, *, apart: bool = False) -> None:
+        """Write values, or (key, value, headers), or (key, value, headers, partition), and wait for the broker. `apart`: each in a batch
+        of its own on the broker's disk."""
         name = topic if isinstance(topic, str) else topic.name
-        producer = Producer({"bootstrap.servers": self.servers, "linger.ms": 1, "message.max.bytes": 30 << 20})
+        producer = Producer(
+            {"bootstrap.servers": self.servers, "linger.ms": 1, "message.max.bytes": 30 << 20, "batch.num.messages": 1 if apart else 10_000}
+        )
         failures = []
         for value in values:
             key, data, headers, *place = value if isinstance(value, tuple) else (None, value, None)
