@@ -107,7 +107,7 @@ class Leaf:
         self.policy = policy if self.asks else Never()
         self.cluster, self.frames_uuid, self.clock, self.now = cluster, frames_uuid, clock, now
         self.verdicts, self.alerts, self.pictures = role.write("verdicts"), role.write("alerts"), role.write("alerts.evidence")
-        self.escalations, self.drops = role.write("escalations"), role.write("drops")
+        self.escalations, self.urgent, self.drops = role.write("escalations"), role.write("escalations.alerts"), role.write("drops")
         self.rules = AlertRules(config.rules, site=config.name, model_digest=detector.digest, deadline_ms=config.policy.deadline_ms)
         self.name = config.detector.name or detector.name
         self.evidence_bytes = 16_000.0  # expected size of one look's evidence; follows what is measured
@@ -306,7 +306,8 @@ class Leaf:
                 ttl_s=policy.ttl_s,
                 alerts=tuple(alert.id for alert in question.alerts),
             )
-            output = outputs.escalation(self.escalations, asked, evidence, frame.traceparent)
+            topic = self.urgent if question.reason is Reason.ALERT else self.escalations
+            output = outputs.escalation(topic, asked, evidence, frame.traceparent)
         except Exception as error:  # noqa: BLE001 - handed to `work`, which raises it to delivery
             self.budgets.refund(question.reserved_bytes)
             await ready.put(_Failed(error))

@@ -32,6 +32,10 @@ DROP = "headwater.drop.v1"
 EPOCH = "headwater.epoch.v1"
 CONTROL = "headwater.control.v1"
 POSITION = "headwater.position.v1"
+LINK_STATE = "headwater.link-state.v1"
+LINK_ORDER = "headwater.link-order.v1"
+
+WAITED_MS = "waitedms"  # an extension: how long a record waited at its site before the link sent it, by the clock of that site's broker
 
 _traceparent = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context
 _attribute = re.compile(r"[a-z0-9]{1,64}\Z")

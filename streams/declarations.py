@@ -12,7 +12,7 @@ from schemas.config import SiteConfig
 from schemas.messages import Tier
 from streams.topic import Role, Topic
 
-_P, _L, _R, _J, _K, _X = Role.PRODUCER, Role.LEAF, Role.REGION, Role.RESOLVER, Role.LINK, Role.READER
+_P, _L, _R, _J, _K, _X, _O = Role.PRODUCER, Role.LEAF, Role.REGION, Role.RESOLVER, Role.LINK, Role.READER, Role.OPERATOR
 
 
 def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
@@ -66,6 +66,17 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         max_message_bytes=4 << 20,
         **outbox,
     )
+    yield make(
+        "escalations.alerts",
+        "source",
+        "evidence; Escalation in a header",
+        [_L],
+        [_K, _X],
+        "the frames of alerts, which the region is asked to judge first",
+        content_type=envelope.JPEG,
+        max_message_bytes=4 << 20,
+        **outbox,
+    )
     yield make("drops", "source/epoch/site/stage", "Drop", [_P, _L], [_K, _X], "sequences that were not processed, and why", **outbox)
     yield make("epochs", "source/epoch/site/stage", "EpochMark", [_P], [_K, _X], "runs of sources: start, acknowledged mark, end", **outbox)
     yield make("control", "site", "Control", [_K], [_L, _X], "the region's capacity and wishes", cleanup="compact")
@@ -79,7 +90,34 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact",
         by_source=False,
     )
-    for topic, reader in (("frames", _L), ("verdicts", _J), ("region.verdicts", _J), ("alerts", _J), ("control", _L)):
+    yield make(
+        "link.state",
+        "link",
+        "LinkState",
+        [_K],
+        [_L, _K, _X],
+        "whether the region answers, and who runs the link",
+        cleanup="compact",
+        by_source=False,
+    )
+    yield make(
+        "link.orders",
+        "link",
+        "LinkOrder",
+        [_O],
+        [_K, _X],
+        "what people want of the link: pause, go on",
+        cleanup="compact",
+        by_source=False,
+    )
+    for topic, reader in (
+        ("frames", _L),
+        ("verdicts", _J),
+        ("region.verdicts", _J),
+        ("alerts", _J),
+        ("control", _L),
+        ("link.state", _L),
+    ):
         yield make(
             f"{topic}.dlq",
             "as origin",
@@ -100,18 +138,32 @@ def region_topics(config: SiteConfig) -> Iterable[Topic]:
     for site in config.region.sites:
         yield make("up.alerts", "alert id", "Alert", [_K], [_J, _X], f"alerts of {site}", site=site, **outbox)
         yield make("up.verdicts", "record id", "Verdict", [_K], [_J, _X], f"verdicts of {site}", site=site, **outbox)
-        yield make(
-            "up.escalations",
-            "source",
-            "evidence; Escalation in a header",
-            [_K],
-            [_R, _X],
-            f"what {site} asks",
-            content_type=envelope.JPEG,
-            max_message_bytes=4 << 20,
-            site=site,
-            **outbox,
-        )
+        for base, what in (("up.escalations", f"what {site} asks"), ("up.escalations.alerts", f"what {site} asks about its alerts")):
+            yield make(
+                base,
+                "source",
+                "evidence; Escalation in a header",
+                [_K],
+                [_R, _X],
+                what,
+                content_type=envelope.JPEG,
+                max_message_bytes=4 << 20,
+                site=site,
+                **outbox,
+            )
+            yield make(
+                f"{base}.dlq",
+                "as origin",
+                "the origin's bytes",
+                [_R],
+                [_X],
+                f"records of {base} of {site} that failed for good",
+                content_type="as origin",
+                max_message_bytes=_letter(4 << 20),
+                by_source=False,
+                site=site,
+                **outbox,
+            )
         yield make("up.drops", "source/epoch/site/stage", "Drop", [_K], [_X], f"drops of {site}", site=site, **outbox)
         yield make("up.epochs", "source/epoch/site/stage", "EpochMark", [_K], [_X], f"runs of the sources of {site}", site=site, **outbox)
         yield make(
@@ -127,19 +179,6 @@ def region_topics(config: SiteConfig) -> Iterable[Topic]:
         )
         yield make("down.verdicts", "record id", "Verdict", [_R], [_J, _K, _X], f"answers for {site}", site=site, **outbox)
         yield make("down.control", "site", "Control", [_R], [_K, _X], f"capacity announced to {site}", cleanup="compact", site=site)
-        yield make(
-            "up.escalations.dlq",
-            "as origin",
-            "the origin's bytes",
-            [_R],
-            [_X],
-            f"escalations of {site} that failed for good",
-            content_type="as origin",
-            max_message_bytes=_letter(4 << 20),
-            by_source=False,
-            site=site,
-            **outbox,
-        )
         for base in ("up.verdicts", "up.alerts", "down.verdicts"):
             yield make(
                 f"{base}.dlq",

@@ -24,6 +24,7 @@ _WHO = {
     Role.RESOLVER: "resolver",
     Role.LINK: "link",
     Role.READER: "people and sinks",
+    Role.OPERATOR: "a person with the headwater command",
 }
 
 

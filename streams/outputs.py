@@ -8,6 +8,7 @@ from schemas import envelope
 from schemas.envelope import Envelope, Headers
 from schemas.frames import Frame
 from schemas.identity import RecordId
+from schemas.links import LinkOrder, LinkState
 from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Verdict
 from streams.sink import Output
 from streams.topology import Topic
@@ -86,6 +87,18 @@ def control(topic: Topic, value: Control, now: dt.datetime) -> Output:
     """A region's capacity for one site."""
     headers = Envelope(id=f"{value.region}/{value.site}/control", source=value.region, type=envelope.CONTROL, time=now).to_headers()
     return Output(topic, value.site, value.site, value.to_bytes(), headers)
+
+
+def link_state(topic: Topic, value: LinkState, now: dt.datetime) -> Output:
+    """How the link of a site stands, keyed `link`."""
+    headers = Envelope(id=f"{value.site}/link/{value.breaker}", source=value.site, type=envelope.LINK_STATE, time=now).to_headers()
+    return Output(topic, value.site, "link", value.to_bytes(), headers)
+
+
+def link_order(topic: Topic, value: LinkOrder, now: dt.datetime) -> Output:
+    """What a person wants of the link, keyed `link`."""
+    headers = Envelope(id=f"{value.site}/link/{value.by}", source=value.site, type=envelope.LINK_ORDER, time=now).to_headers()
+    return Output(topic, value.site, "link", value.to_bytes(), headers)
 
 
 def escalation_of(headers: list[tuple[str, bytes | None]] | None) -> Escalation:

@@ -92,7 +92,7 @@ def tell(topology: Topology, clients: Clients, alert_id: str) -> Story:
         for view in _views(clients, answers, spans, lambda stored: stored.key == record, source)
         if isinstance(view.value, Verdict | Result)
     ]
-    asked = [topic for topic in topology if topic.base in {"escalations", "up.escalations"}]
+    asked = [topic for topic in topology if topic.base in {"escalations", "escalations.alerts", "up.escalations", "up.escalations.alerts"}]
     evidence = None
     for view in _views(clients, asked, spans, lambda stored: _asks_about(stored, alert), source):
         if isinstance(view.value, Escalation):

@@ -13,7 +13,8 @@ Cleanup = Literal["delete", "compact", "compact,delete"]
 
 
 class Role(enum.StrEnum):
-    """Who reads and writes. `producer` and `reader` are also people, foreign clients and sinks."""
+    """Who reads and writes. `producer` and `reader` are also people, foreign clients and sinks; `operator` is a person with the
+    `headwater` command."""
 
     PRODUCER = "producer"
     LEAF = "leaf"
@@ -21,6 +22,7 @@ class Role(enum.StrEnum):
     RESOLVER = "resolver"
     LINK = "link"
     READER = "reader"
+    OPERATOR = "operator"
 
 
 class Topic(msgspec.Struct, frozen=True, kw_only=True):

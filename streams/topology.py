@@ -29,7 +29,7 @@ INTERNAL = (
     (r"connect-(configs|offsets|status)", "Kafka Connect"),
 )
 
-UPWARDS = ("alerts", "verdicts", "escalations", "drops", "epochs")
+UPWARDS = ("alerts", "escalations.alerts", "verdicts", "drops", "epochs", "escalations")  # the most urgent first
 DOWNWARDS = {"region.verdicts": "verdicts", "control": "control"}  # name on the leaf: name under down.<site>.
 
 

@@ -15,6 +15,7 @@ import simplejpeg
 from schemas import envelope as names
 from schemas.envelope import Envelope, InvalidEnvelope, check_bounds
 from schemas.identity import source_of_key
+from schemas.links import LinkOrder, LinkState
 from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Position, Result, Verdict
 from schemas.records import MAX_RECORD_BYTES, InvalidRecord, Record
 from streams.outputs import ESCALATION_HEADER
@@ -32,6 +33,8 @@ _BY_TOPIC: dict[str, type[Record]] = {
     "EpochMark": EpochMark,
     "Control": Control,
     "Position": Position,
+    "LinkState": LinkState,
+    "LinkOrder": LinkOrder,
 }
 _BY_TYPE: dict[str, type[Record]] = {
     names.VERDICT: Verdict,
@@ -41,6 +44,8 @@ _BY_TYPE: dict[str, type[Record]] = {
     names.EPOCH: EpochMark,
     names.CONTROL: Control,
     names.POSITION: Position,
+    names.LINK_STATE: LinkState,
+    names.LINK_ORDER: LinkOrder,
 }
 
 

@@ -117,6 +117,7 @@ WORDS = {
     "resolver": Role.RESOLVER,
     "link": Role.LINK,
     "people and sinks": Role.READER,
+    "a person with the headwater command": Role.OPERATOR,
 }
 
 
