@@ -99,6 +99,14 @@ class Intervals:
         """How many numbers are in the set."""
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
 
+    def first(self) -> Pair:
+        """The lowest range; raises `IndexError` if the set is empty."""
+        return self._firsts[0], self._lasts[0]
+
+    def last(self) -> Pair:
+        """The highest range; raises `IndexError` if the set is empty."""
+        return self._firsts[-1], self._lasts[-1]
+
     def pairs(self) -> list[Pair]:
         return list(self._pairs())
 

@@ -48,18 +48,19 @@ def backlog(leaf: Topology, region: Topology, at_leaf: Clients, at_region: Clien
 
 
 def _waiting(
-    mirror: Mirror, ends: Mapping[tuple[str, int], tuple[int, int]], positions: Mapping[tuple[str, int], Position], info: ClusterInfo
+    mirror: Mirror, ends: Mapping[tuple[str, int], tuple[int, int]], positions: Mapping[tuple[str, str, int], Position], info: ClusterInfo
 ) -> Waiting:
     name, waits, lost, known = mirror.source.name, [], 0, False
     for (topic, partition), (low, high) in sorted(ends.items()):
         if topic != name:
             continue
-        position = positions.get((name, partition))
+        position = positions.get((info.id, name, partition))
         valid = position is not None and (position.cluster, position.topic_uuid) == (info.id, info.topics[name][0])
         known = known or valid
         next_offset = position.next_offset if position is not None and valid else 0  # a replaced source is carried from its beginning
         lost += max(0, low - next_offset) if valid else 0
-        waits.append(max(0, high - max(low, next_offset)))
+        gaps = sum(max(0, last - max(low, first) + 1) for first, last in position.backfill.pairs) if position is not None and valid else 0
+        waits.append(max(0, high - max(low, next_offset)) + gaps)
     return Waiting(
         source=name,
         target=mirror.target.name,

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.cascade.budgets import Budgets, TokenBucket
+from agents.cascade.budgets import Budgets
 from schemas.messages import Reason
+from streams.bucket import TokenBucket
 
 SLACK = 1e-6
 

@@ -5,10 +5,15 @@ their own. What is read and written here goes past the code under test.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import json
+import subprocess
+import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,10 +24,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from infra.demo.proxy import Proxy
 from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings, Wan
-from schemas.config import Kafka
+from schemas.config import Kafka, SiteConfig, Topics
+from schemas.config import Link as LinkConfig
 from schemas.messages import Tier
 from streams.clients import Clients
-from streams.topology import Topic
+from streams.cluster import create_topics
+from streams.link import Link
+from streams.topology import Topic, Topology, mirrors, region_view
 
 LIMIT_S = 30.0  # longest wait for anything in these tests
 
@@ -278,3 +286,120 @@ def far_rig(far: Far, prefix: str) -> Rig:
 def declared_fixture() -> Callable[..., Topic]:
     """Declares a topic that need not be there: `declared(name, partitions)`."""
     return declared
+
+
+# ---- the link
+
+SITE = "leaf-1"
+LINK_LIMIT_S = 60.0
+
+
+class Way:
+    """A leaf's cluster and its region's, with the link's topics on both."""
+
+    def __init__(self, leaf: Any, region: Any, wan: Any, **link: Any) -> None:
+        self.leaf, self.region = leaf, region
+        self.config = SiteConfig(
+            name=SITE, tier="leaf", kafka=leaf.kafka, topics=Topics(prefix=leaf.prefix, partitions=2), link=LinkConfig(region=wan, **link)
+        )
+        create_topics(Topology(self.config), Clients(leaf.kafka, "test"))
+        create_topics(region_view(self.config), Clients(region.kafka, "test"))
+        self.mirrors = {mirror.source.base: mirror for mirror in mirrors(Topology(self.config), region_view(self.config))}
+
+    def source(self, base: str) -> Any:
+        return self.leaf if self.mirrors[base].direction == "up" else self.region
+
+    def target(self, base: str) -> Any:
+        return self.region if self.mirrors[base].direction == "up" else self.leaf
+
+    def put(self, base: str, rows: list[Any]) -> None:
+        self.source(base).put(self.mirrors[base].source, rows)
+
+    def arrived(self, base: str) -> list[Any]:
+        return self.target(base).rows(self.mirrors[base].target)
+
+    def values(self, base: str) -> Counter[bytes]:
+        return Counter(row.value() for row in self.arrived(base))
+
+    def wait(self, base: str, values: set[bytes]) -> None:
+        self.leaf.until(lambda: set(self.values(base)) >= values, f"{len(values)} records of {base}", LINK_LIMIT_S)
+
+    def positions(self, direction: str = "up") -> dict[tuple[str, int], dict[str, Any]]:
+        """The latest positions, as they stand in their topic."""
+        rows = (
+            self.region.rows(f"{self.region.prefix}up.{SITE}.positions")
+            if direction == "up"
+            else self.leaf.rows(f"{self.leaf.prefix}positions")
+        )
+        latest = {row.key(): json.loads(row.value()) for row in rows}
+        return {(value["topic"], value["partition"]): value for value in latest.values()}
+
+    def wait_positions(self, base: str, total: int) -> None:
+        """Wait until the positions of a topic say that so many records were carried."""
+        mirror = self.mirrors[base]
+        name = mirror.source.name
+
+        def carried() -> int:
+            return sum(value["next_offset"] for (topic, _), value in self.positions(mirror.direction).items() if topic == name)
+
+        self.leaf.until(lambda: carried() == total, f"positions of {base}", LINK_LIMIT_S)
+
+    @contextlib.contextmanager
+    def link(self) -> Iterator[Link]:
+        link = Link(self.config)
+        link.start()
+        try:
+            yield link
+        finally:
+            link.stop()
+            assert not any(lane.is_alive() for lane in link.session.lanes)
+
+    @contextlib.contextmanager
+    def process(self, hook: str = "") -> Iterator[subprocess.Popen[bytes]]:
+        """The link in a process of its own, which can be killed."""
+        code = PROCESS.replace("HOOK", hook)
+        argv = [sys.executable, "-c", code, self.leaf.servers, self.config.link.region.bootstrap_servers, self.leaf.prefix]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+PROCESS = """
+import signal, sys, threading
+from schemas.config import Kafka, Link as LinkConfig, SiteConfig, Topics
+from streams.link import Link
+from streams.link.session import Session
+leaf, region, prefix = sys.argv[1:4]
+config = SiteConfig(name="leaf-1", tier="leaf", kafka=Kafka(bootstrap_servers=leaf), topics=Topics(prefix=prefix, partitions=2),
+                    link=LinkConfig(region=Kafka(bootstrap_servers=region)))
+HOOK
+over = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: over.set())
+link = Link(config)
+link.start()
+print("started", flush=True)
+while not over.wait(0.2):
+    pass
+link.stop(1.0)
+print("stopped", flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def way_between() -> type[Way]:
+    """`way_between(leaf_rig, region_rig, wan, **link)`: for clusters of a test's own."""
+    return Way
+
+
+@pytest.fixture
+def make_way(rig: Rig, far: Far, far_rig: Rig) -> Callable[..., Way]:
+    """Makes a leaf's and a region's cluster, with the link's settings that are given."""
+    return lambda **link: Way(rig, far_rig, far.wan, **link)
+
+
+@pytest.fixture
+def way(make_way: Callable[..., Way]) -> Way:
+    """A leaf's cluster and its region's, behind a way that can be cut."""
+    return make_way()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import signal
@@ -12,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +19,20 @@ from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from prometheus_client import REGISTRY
 
-import streams.link
+import streams.link.lane
+import streams.link.link
+import streams.link.wire
 from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings
 from schemas.config import Link as LinkConfig
 from schemas.config import SiteConfig, Topics
 from schemas.messages import Position
-from streams.clients import Clients
-from streams.cluster import create_topics
-from streams.link import Link
+from streams.link.gate import Purse
+from streams.link.lane import Lane
+from streams.link.outbound import LinkFailed
+from streams.link.session import Session
 from streams.partition import partition_of
+from streams.positions import key_of
 from streams.topology import Mirror, Topology, mirrors, region_view
 
 LIMIT_S = 60.0
@@ -40,114 +41,23 @@ SITE = "leaf-1"
 Row = tuple[bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]
 
 
-class Way:
-    """A leaf's cluster and its region's, with the link's topics on both."""
-
-    def __init__(self, leaf: Any, region: Any, wan: Any) -> None:
-        self.leaf, self.region = leaf, region
-        self.config = SiteConfig(
-            name=SITE, tier="leaf", kafka=leaf.kafka, topics=Topics(prefix=leaf.prefix, partitions=2), link=LinkConfig(region=wan)
-        )
-        create_topics(Topology(self.config), Clients(leaf.kafka, "test"))
-        create_topics(region_view(self.config), Clients(region.kafka, "test"))
-        self.mirrors = {mirror.source.base: mirror for mirror in mirrors(Topology(self.config), region_view(self.config))}
-
-    def source(self, base: str) -> Any:
-        return self.leaf if self.mirrors[base].direction == "up" else self.region
-
-    def target(self, base: str) -> Any:
-        return self.region if self.mirrors[base].direction == "up" else self.leaf
-
-    def put(self, base: str, rows: list[Any]) -> None:
-        self.source(base).put(self.mirrors[base].source, rows)
-
-    def arrived(self, base: str) -> list[Any]:
-        return self.target(base).rows(self.mirrors[base].target)
-
-    def values(self, base: str) -> Counter[bytes]:
-        return Counter(row.value() for row in self.arrived(base))
-
-    def wait(self, base: str, values: set[bytes]) -> None:
-        self.leaf.until(lambda: set(self.values(base)) >= values, f"{len(values)} records of {base}", LIMIT_S)
-
-    def positions(self, direction: str = "up") -> dict[tuple[str, int], dict[str, Any]]:
-        """The latest positions, as they stand in their topic."""
-        rows = (
-            self.region.rows(f"{self.region.prefix}up.{SITE}.positions")
-            if direction == "up"
-            else self.leaf.rows(f"{self.leaf.prefix}positions")
-        )
-        latest = {row.key(): json.loads(row.value()) for row in rows}
-        return {(value["topic"], value["partition"]): value for value in latest.values()}
-
-    def wait_positions(self, base: str, total: int) -> None:
-        """Wait until the positions of a topic say that so many records were carried."""
-        mirror = self.mirrors[base]
-        name = mirror.source.name
-
-        def carried() -> int:
-            return sum(value["next_offset"] for (topic, _), value in self.positions(mirror.direction).items() if topic == name)
-
-        self.leaf.until(lambda: carried() == total, f"positions of {base}", LIMIT_S)
-
-    @contextlib.contextmanager
-    def link(self) -> Iterator[Link]:
-        link = Link(self.config)
-        link.start()
-        try:
-            yield link
-        finally:
-            link.stop()
-            assert not any(lane.is_alive() for lane in link._lanes)
-
-    def process(self, hook: str = "") -> subprocess.Popen[bytes]:
-        """The link in a process of its own, which can be killed."""
-        code = PROCESS.replace("HOOK", hook)
-        argv = [sys.executable, "-c", code, self.leaf.servers, self.config.link.region.bootstrap_servers, self.leaf.prefix]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
-
-
-PROCESS = """
-import signal, sys, threading
-from schemas.config import Kafka, Link as LinkConfig, SiteConfig, Topics
-from streams.link import Lane, Link
-leaf, region, prefix = sys.argv[1:4]
-config = SiteConfig(name="leaf-1", tier="leaf", kafka=Kafka(bootstrap_servers=leaf), topics=Topics(prefix=prefix, partitions=2),
-                    link=LinkConfig(region=Kafka(bootstrap_servers=region)))
-HOOK
-over = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: over.set())
-link = Link(config)
-link.start()
-print("started", flush=True)
-while not over.wait(0.2):
-    pass
-link.stop(1.0)
-print("stopped", flush=True)
-"""
-
 # Between the acknowledgements and the position: exactly there it stands still, and is killed.
 STAND_STILL = """
-commit = Lane._commit
-def stand_still(lane, ends, info):
-    if lane.mirror.source.base == "verdicts" and ends:
+write = Session.write_positions
+def stand_still(session, **hint):
+    if any(lane.carried for lane in session.lanes if lane.base == "verdicts"):
         print("acknowledged", flush=True)
         threading.Event().wait(60)
-    commit(lane, ends, info)
-Lane._commit = stand_still
+    write(session, **hint)
+Session.write_positions = stand_still
 """
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less gathering, and a region that counts as away sooner."""
-    monkeypatch.setattr(streams.link, "GATHER_S", {"verdicts": 0.05, "epochs": 0.05})
-    monkeypatch.setattr(streams.link, "SILENT_S", 1.5)
-
-
-@pytest.fixture
-def way(rig: Any, far: Any, far_rig: Any) -> Way:
-    return Way(rig, far_rig, far.wan)
+    monkeypatch.setattr(streams.link.lane, "GATHER_S", {"verdicts": 0.05, "epochs": 0.05})
+    monkeypatch.setattr(streams.link.wire, "SILENT_S", 1.5)
 
 
 def record(source: str, number: int, value: bytes | None = None, partitions: int = 2) -> tuple[Any, ...]:
@@ -156,7 +66,8 @@ def record(source: str, number: int, value: bytes | None = None, partitions: int
 
 
 def rows(records: list[Any]) -> Counter[Row]:
-    return Counter((row.key(), row.value(), tuple(row.headers() or ())) for row in records)
+    """Records as they were written: without the link's own header."""
+    return Counter((row.key(), row.value(), tuple(each for each in row.headers() or () if each[0] != "ce_waitedms")) for row in records)
 
 
 def metric(name: str, **labels: str) -> float:
@@ -166,7 +77,7 @@ def metric(name: str, **labels: str) -> float:
 SOURCES = ["cam-1", "cam-2", "cam-3", "gate", "yard"]
 
 
-def test_everything_is_carried_exactly_once_both_ways_and_nothing_loops(way: Way) -> None:
+def test_everything_is_carried_exactly_once_both_ways_and_nothing_loops(way: Any) -> None:
     sent = {base: [record(SOURCES[n % 5], n, b"%s %d" % (base.encode(), n)) for n in range(40)] for base in way.mirrors}
     for base, records in sent.items():
         way.put(base, records)
@@ -199,7 +110,7 @@ def test_everything_is_carried_exactly_once_both_ways_and_nothing_loops(way: Way
         assert len(way.arrived(base)) == 41
 
 
-def test_a_link_killed_between_acknowledgement_and_position_repeats_and_loses_nothing(way: Way) -> None:
+def test_a_link_killed_between_acknowledgement_and_position_repeats_and_loses_nothing(way: Any) -> None:
     values = [record(SOURCES[n % 5], n) for n in range(60)]
     wanted = {value for _, value, _, _ in values}
     way.put("verdicts", values)
@@ -219,7 +130,7 @@ def test_a_link_killed_between_acknowledgement_and_position_repeats_and_loses_no
     assert sum(found.values()) == 60 + sum(there.values())
 
 
-def test_a_link_goes_on_after_a_black_hole_and_says_what_it_sees(way: Way, far: Any) -> None:
+def test_a_link_goes_on_after_a_black_hole_and_says_what_it_sees(way: Any, far: Any) -> None:
     """For some seconds nothing passes, with records on their way in both directions: afterwards none is missing."""
     sent: dict[str, list[bytes]] = {"verdicts": [], "alerts": [], "down.verdicts": []}
     over = threading.Event()
@@ -249,7 +160,7 @@ def test_a_link_goes_on_after_a_black_hole_and_says_what_it_sees(way: Way, far: 
         assert set(way.values(base)) == set(values)
 
 
-def test_a_link_waits_for_a_region_that_is_away_and_its_end_does_not(way: Way, far: Any) -> None:
+def test_a_link_waits_for_a_region_that_is_away_and_its_end_does_not(way: Any, far: Any) -> None:
     """Started during an outage; it is told to end during the next, and does."""
     far.proxy.cut()
     way.put("alerts", [record("cam-1", n) for n in range(3)])
@@ -267,7 +178,7 @@ def test_a_link_waits_for_a_region_that_is_away_and_its_end_does_not(way: Way, f
             process.kill()
 
 
-def test_a_recreated_topic_is_carried_from_its_beginning_and_that_is_said_once(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_recreated_topic_is_carried_from_its_beginning_and_that_is_said_once(way: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     topic = way.mirrors["alerts"].source
     way.put("alerts", [record("cam-1", n, b"old %d" % n) for n in range(5)])
@@ -284,22 +195,35 @@ def test_a_recreated_topic_is_carried_from_its_beginning_and_that_is_said_once(w
     assert [(r.lane if hasattr(r, "lane") else r.topic, r.partition, r.replaced) for r in said] == [
         (topic.name, partition_of("cam-1", 2), "topic")
     ]
-    assert metric("headwater_link_lost_records_total", topic="alerts") == 0
+    assert metric("headwater_link_lost_records_total", topic="alerts", reason="retention") == 0
 
 
-def test_positions_of_another_cluster_are_not_taken_for_this_one(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_topic_made_anew_under_a_running_link_is_carried_from_its_beginning(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams.link.link, "LOOK_S", 0.5)
+    topic = way.mirrors["verdicts"].source
+    way.put("verdicts", [record("cam-1", n, b"old %d" % n) for n in range(30)])
+    with way.link():
+        way.wait_positions("verdicts", 30)
+        way.leaf.delete(topic)
+        way.leaf.make(topic)
+        way.put("verdicts", [record("cam-1", n, b"new %d" % n) for n in range(8)])  # fewer than the old one had
+        way.wait("verdicts", {b"new %d" % n for n in range(8)})
+    assert way.values("verdicts") == Counter([b"old %d" % n for n in range(30)] + [b"new %d" % n for n in range(8)])
+
+
+def test_positions_of_another_cluster_are_not_taken_for_this_one(way: Any, caplog: pytest.LogCaptureFixture) -> None:
     topic = way.mirrors["drops"].source
     partition = partition_of("cam-1", 2)
     way.put("drops", [record("cam-1", n) for n in range(4)])
     foreign = Position(cluster="another", topic=topic.name, topic_uuid="x", partition=partition, next_offset=3, writer="w")
-    way.region.put(f"{way.region.prefix}up.{SITE}.positions", [(f"{topic.name}/{partition}".encode(), foreign.to_bytes(), [])])
+    way.region.put(f"{way.region.prefix}up.{SITE}.positions", [(f"another/{topic.name}/{partition}".encode(), foreign.to_bytes(), [])])
     with way.link():
         way.wait_positions("drops", 4)
     assert len(way.arrived("drops")) == 4
     assert [r.replaced for r in caplog.records if "the source was replaced" in r.message] == ["cluster"]
 
 
-def test_what_retention_took_is_said_exactly_counted_and_said_once(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_retention_took_is_said_exactly_counted_and_said_once(way: Any, caplog: pytest.LogCaptureFixture) -> None:
     topic = way.mirrors["verdicts"].source
     partition = partition_of("cam-1", 2)
     way.put("verdicts", [record("cam-1", n) for n in range(10)])
@@ -307,7 +231,7 @@ def test_what_retention_took_is_said_exactly_counted_and_said_once(way: Way, cap
         way.wait_positions("verdicts", 10)
     way.put("verdicts", [record("cam-1", n) for n in range(10, 50)])
     way.leaf.trim(topic, 50, partition)
-    before = metric("headwater_link_lost_records_total", topic="verdicts")
+    before = metric("headwater_link_lost_records_total", topic="verdicts", reason="retention")
     with way.link():
         way.wait_positions("verdicts", 50)
     said = [(r.lane, r.partition, r.first, r.last) for r in caplog.records if "retention removed" in r.message]
@@ -316,11 +240,11 @@ def test_what_retention_took_is_said_exactly_counted_and_said_once(way: Way, cap
     with way.link():  # nothing had come: the loss is not told again
         way.wait("verdicts", {b"cam-1-50"})
     assert caplog.text.count("retention removed") == 1
-    assert metric("headwater_link_lost_records_total", topic="verdicts") == before + 40
+    assert metric("headwater_link_lost_records_total", topic="verdicts", reason="retention") == before + 40
     assert len(way.arrived("verdicts")) == 11
 
 
-def test_a_log_that_was_cut_is_carried_on_from_the_cut(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_was_cut_is_carried_on_from_the_cut(way: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The position says more than the leaf's log holds, after a power cut; what came since must not be passed over."""
     topic = way.mirrors["alerts"].source
     partition = partition_of("cam-1", 2)
@@ -328,7 +252,7 @@ def test_a_log_that_was_cut_is_carried_on_from_the_cut(way: Way, caplog: pytest.
     with way.link():
         way.wait_positions("alerts", 6)
     ahead = Position(**{**_fields(way.positions()[topic.name, partition]), "next_offset": 90, "leader_epoch": -1})
-    way.region.put(f"{way.region.prefix}up.{SITE}.positions", [(f"{topic.name}/{partition}".encode(), ahead.to_bytes(), [])])
+    way.region.put(f"{way.region.prefix}up.{SITE}.positions", [(key_of(ahead), ahead.to_bytes(), [])])
     way.put("alerts", [record("cam-1", n) for n in range(6, 9)])
     with way.link():
         way.wait("alerts", {b"cam-1-%d" % n for n in range(9)})
@@ -336,14 +260,16 @@ def test_a_log_that_was_cut_is_carried_on_from_the_cut(way: Way, caplog: pytest.
     assert "cut behind our position" in caplog.text
 
 
-def test_a_leaf_that_lost_power_loses_nothing_that_it_still_has(far: Any, far_rig: Any, prefix: str, tmp_path: Path) -> None:
+def test_a_leaf_that_lost_power_loses_nothing_that_it_still_has(
+    way_between: Any, far: Any, far_rig: Any, prefix: str, tmp_path: Path
+) -> None:
     """A real broker is killed, the tail of its log cut off, and records are written on beyond the link's position before the link is
     back: those between the cut and the position are carried, and nothing is carried twice."""
     settings = BrokerSettings(name="leaf", folder=tmp_path / "leaf", port=0)
     values = [b"old %d" % n for n in range(15)]
     broker = Broker(settings).start()
     try:
-        way = Way(type(far_rig)(broker.kafka, prefix), far_rig, far.wan)
+        way = way_between(type(far_rig)(broker.kafka, prefix), far_rig, far.wan)
         topic, partition = way.mirrors["alerts"].source, partition_of("cam-1", 2)
         way.leaf.put(topic, [record("cam-1", n, value) for n, value in enumerate(values)], apart=True)
         with way.link():
@@ -367,7 +293,7 @@ def test_a_leaf_that_lost_power_loses_nothing_that_it_still_has(far: Any, far_ri
 
 
 def _fields(position: dict[str, Any]) -> dict[str, Any]:
-    return {name: position[name] for name in Position.__struct_fields__ if name in position}
+    return {name: position[name] for name in Position.__struct_fields__ if name in position and name != "backfill"}
 
 
 ODD_HEADERS = """
@@ -386,7 +312,7 @@ asyncio.run(main())
 """
 
 
-def test_foreign_records_in_an_outbox_are_carried_as_they_are(way: Way) -> None:
+def test_foreign_records_in_an_outbox_are_carried_as_they_are(way: Any) -> None:
     """Whoever wrote them: no headers, no key, bytes that are no text; none of them holds back what is behind it."""
     name = way.mirrors["alerts"].source.name
     foreign = [
@@ -411,7 +337,7 @@ def test_foreign_records_in_an_outbox_are_carried_as_they_are(way: Way) -> None:
     assert by_value[b"by key"].partition() == partition_of("gate 3", 2)
 
 
-def test_a_record_that_the_region_takes_not_is_left_behind_alone(way: Way, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_that_the_region_takes_not_is_left_behind_alone(way: Any, caplog: pytest.LogCaptureFixture) -> None:
     """It is said and counted, and holds back nothing."""
     topic = way.mirrors["escalations"]
     resource = ConfigResource(ResourceType.TOPIC, topic.target.name)
@@ -419,25 +345,26 @@ def test_a_record_that_the_region_takes_not_is_left_behind_alone(way: Way, caplo
     way.region.admin.incremental_alter_configs([resource])[resource].result(LIMIT_S)
     noise = os.urandom(60_000)
     way.put("escalations", [record("cam-1", 0), record("cam-1", 1, noise), *[record("cam-1", n) for n in range(2, 6)]])
-    before = metric("headwater_link_lost_records_total", topic="escalations")
+    before = metric("headwater_link_lost_records_total", topic="escalations", reason="too-large")
     with way.link():
         way.wait("escalations", {b"cam-1-%d" % n for n in (0, 2, 3, 4, 5)})
         way.wait_positions("escalations", 6)
-    assert metric("headwater_link_lost_records_total", topic="escalations") == before + 1
+    assert metric("headwater_link_lost_records_total", topic="escalations", reason="too-large") == before + 1
     said = [r for r in caplog.records if "takes no record so large" in r.message]
-    assert [(r.lane, r.first, r.last) for r in said] == [(topic.source.name, 1, 1)]
+    assert [(r.lane, r.offset) for r in said] == [(topic.source.name, 1)]
     assert noise not in way.values("escalations")
 
 
-def test_a_producer_that_has_failed_for_good_is_replaced(way: Way) -> None:
+def test_a_producer_that_has_failed_for_good_is_replaced(way: Any) -> None:
     with way.link() as link:
         way.put("alerts", [record("cam-1", 1)])
         way.wait("alerts", {b"cam-1-1"})
-        old = link._up.producer
-        link._up._broken.set()  # what a fatal error of the idempotent producer does
+        urgent = link.session.outbounds["urgent"]
+        old = urgent.producer
+        urgent._broken.set()  # what a fatal error of the idempotent producer does
         way.put("alerts", [record("cam-1", 2)])
         way.wait("alerts", {b"cam-1-2"})
-        assert link._up.producer is not old
+        assert urgent.producer is not old
 
 
 def test_names_differ_on_both_ends_and_each_way_has_its_own() -> None:
@@ -460,7 +387,9 @@ def test_names_differ_on_both_ends_and_each_way_has_its_own() -> None:
 def test_a_lane_that_is_refused_for_days_goes_on_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait between attempts is bounded, whatever their number; the first is said, the others are not."""
     config = SiteConfig(name=SITE, tier="leaf", link=LinkConfig())
-    link = Link(config)
+    leaf = Topology(config)
+    session = Session(config, leaf, region_view(config), "w", Purse(0, 1), second=False)
+    session.outbounds = dict.fromkeys(("urgent", "up", "down"))  # type: ignore[assignment]
     waits: list[float] = []
 
     class Halt(threading.Event):
@@ -471,11 +400,11 @@ def test_a_lane_that_is_refused_for_days_goes_on_trying(monkeypatch: pytest.Monk
             return self.is_set()
 
     def refuse(_: Any) -> None:
-        raise streams.link.LinkFailed("no")
+        raise LinkFailed("no")
 
-    link.halt = Halt()
-    monkeypatch.setattr(streams.link.Lane, "_carry", refuse)
-    lane = streams.link.Lane(link, link.mirrors[0], None)  # type: ignore[arg-type]
+    session.halt = Halt()
+    monkeypatch.setattr(Lane, "_carry", refuse)
+    lane = Lane(session, session.mirrors[0], 0)
     start = time.monotonic()
     lane.run()
     assert time.monotonic() - start < LIMIT_S

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from schemas.envelope import POSITION, Envelope
 from schemas.messages import Position
 from streams.clients import ClusterInfo
-from streams.positions import go_on, headers_of, read_positions, start_of
+from streams.positions import go_on, headers_of, position_of, read_positions
 
 AT = Position(cluster="c1", topic="alerts", topic_uuid="u1", partition=2, next_offset=70, leader_epoch=3, writer="w")
 
@@ -23,8 +23,9 @@ AT = Position(cluster="c1", topic="alerts", topic_uuid="u1", partition=2, next_o
 def test_a_position_holds_for_its_own_cluster_and_topic_only(declared: Any, cluster: str, uuid: str, offset: int) -> None:
     info = ClusterInfo(cluster, {"alerts": (uuid, 4)})
     position = msgspec.structs.replace(AT, next_offset=offset)
-    assert start_of(position, declared("alerts"), 2, info) == (offset if (cluster, uuid) == ("c1", "u1") else 0)
-    assert start_of(None, declared("alerts"), 2, info) == 0
+    found = position_of({("c1", "alerts", 2): position}, declared("alerts"), 2, info)
+    assert found == (position if (cluster, uuid) == ("c1", "u1") else None)
+    assert position_of({}, declared("alerts"), 2, info) is None
 
 
 @settings(max_examples=500)
@@ -76,7 +77,7 @@ def test_without_an_epoch_a_log_that_ends_before_the_position_is_read_again() ->
 @pytest.mark.parametrize(("info", "replaced"), [(("c2", "u1"), "cluster"), (("c1", "u2"), "topic"), (("c2", "u2"), "cluster")])
 def test_it_says_what_was_replaced(declared: Any, caplog: pytest.LogCaptureFixture, info: tuple[str, str], replaced: str) -> None:
     caplog.set_level(logging.WARNING)
-    start_of(AT, declared("alerts"), 2, ClusterInfo(info[0], {"alerts": (info[1], 4)}))
+    assert position_of({("c1", "alerts", 2): AT}, declared("alerts"), 2, ClusterInfo(info[0], {"alerts": (info[1], 4)})) is None
     assert [(record.topic, record.partition, record.replaced) for record in caplog.records] == [("alerts", 2, replaced)]
 
 
@@ -87,7 +88,7 @@ def test_the_latest_position_of_each_partition_is_read_and_others_are_passed_ove
     rows = [(b"alerts/2", AT), (b"alerts/0", other), (b"alerts/2", later)]
     rig.put(topic, [(key, value.to_bytes(), []) for key, value in rows])
     rig.put(topic, [(b"x", b"no json", []), (b"y", b'{"cluster":""}', []), (b"gone", None, [])])
-    assert read_positions(rig.clients, topic) == {("alerts", 2): later, ("alerts", 0): other}
+    assert read_positions(rig.clients, topic) == {("c1", "alerts", 2): later, ("c1", "alerts", 0): other}
     assert caplog.text.count("cannot be read and is passed over") == 2
 
 

@@ -1,0 +1,445 @@
+"""A lane: carries one topic. Its thread owns the lane's consumers: one at the end of the log, so that what is new goes first, and one for
+the gaps behind it, the newest first. A topic whose order matters (a compacted one) is carried in its order.
+
+Acknowledgements come in another thread and settle what they are about; nobody waits for them, so that a long way does not make a slow lane.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from schemas.envelope import WAITED_MS, InvalidEnvelope
+from schemas.records import InvalidRecord
+from streams import telemetry
+from streams.clients import BrokerUnavailable, ClusterInfo
+from streams.link.carried import Carried
+from streams.link.gate import Stopping
+from streams.link.outbound import LinkFailed, refusal
+from streams.message import KafkaRecord, readable
+from streams.outputs import escalation_of
+from streams.partition import partition_of
+from streams.topology import Mirror
+
+if TYPE_CHECKING:
+    from streams.link.session import Session
+
+log = logging.getLogger("headwater.link")
+
+# What people do not wait for is gathered for a moment: fewer requests, and batches that compress well.
+GATHER_S = {"verdicts": 0.5, "drops": 0.5, "epochs": 1.0, "accounts": 1.0}
+RETRY_S = (0.2, 5.0)
+BEHIND_S = 2.0  # a lane whose live consumer is so far behind goes to the end of the log, and leaves a gap
+MOST_RECORDS = 1000  # of a batch
+CHUNK_RECORDS = 50_000  # of a gap that is read without looking for a newer one, and without a budget
+CHUNK_S = 4.0  # of the budget, with one
+MEASURE_S = 2.0
+_WAITED = f"ce_{WAITED_MS}"
+_TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)
+
+
+class Sent:
+    """A batch on its way: contiguous offsets of one partition, settled when the last acknowledgement is in."""
+
+    __slots__ = ("epoch", "first", "lane", "large", "last", "left", "lock", "records", "refused", "sent_s", "size", "track")
+
+    def __init__(self, lane: Lane, track: Carried, first: int, last: int, size: int, records: Sequence[KafkaRecord]) -> None:
+        self.lane, self.track, self.first, self.last, self.size, self.records = lane, track, first, last, size, records
+        self.left, self.sent_s = len(records), time.monotonic()
+        self.epoch = _epoch(records[-1]) if records else -1
+        self.refused: KafkaError | None = None
+        self.large: list[KafkaRecord] = []  # refused for their size, or for that of the request they were in
+        self.lock = threading.Lock()
+
+    def report(self, index: int, error: KafkaError | None, message: Message | None) -> None:
+        if error is not None:
+            self.lane.outbound.failed(error)
+        with self.lock:
+            self.left -= 1
+            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                self.large.append(self.records[index])
+            elif error is not None:
+                self.refused = error
+            if self.left:
+                return
+        self.lane.arrived(self, message)
+
+
+class Lane(threading.Thread):
+    """Carries one topic of one direction for a session with a region.
+
+    Attributes
+    ----------
+    tracks
+        What was carried of each partition; empty while the lane is not open.
+    highs
+        Where each partition's log ended when it was last looked at.
+    """
+
+    def __init__(self, session: Session, mirror: Mirror, priority: int) -> None:
+        super().__init__(name=f"lane-{mirror.source.base}", daemon=True)
+        self.session, self.mirror, self.priority = session, mirror, priority
+        self.base = mirror.source.base if mirror.direction == "up" else mirror.target.base
+        upward = mirror.direction == "up"
+        self.urgent = upward and priority == 0
+        self.gate, self.outbound = session.way(mirror.direction, urgent=self.urgent)
+        self.source_clients = session.leaf if upward else session.region
+        self.clock = session.leaf_clock if upward else session.region_clock
+        self.target_clock = session.region_clock if upward else session.leaf_clock
+        self.ordered = "compact" in mirror.source.cleanup and "delete" not in mirror.source.cleanup
+        self.expires = self.base.startswith("escalations")
+        self.gather_s = GATHER_S.get(self.base, 0.0)
+        self.tracks: dict[int, Carried] = {}
+        self.highs: dict[int, int] = {}
+        self.average = 500.0  # bytes of a record, lately
+        self.carried = self.lost = 0  # records
+        self.paused = False
+        self.halt = session.halt
+        self.info: ClusterInfo | None = None
+        self._failed: KafkaError | None = None
+        self._alone: deque[Sent] = deque()
+        self._anew = threading.Event()
+        self._back: Consumer | None = None
+        self._chunk: tuple[int, int, int] | None = None  # partition, next and last offset of the gap that is read
+        self._measured = 0.0
+        self._labels = (mirror.direction, mirror.source.base)
+
+    # ---- life cycle
+
+    def open_anew(self) -> None:
+        """Look at the log again, from the positions on; may be called from any thread."""
+        self._anew.set()
+
+    def run(self) -> None:
+        attempt = 0
+        while not self.halt.is_set():
+            started = time.monotonic()
+            try:
+                self._carry()
+            except Stopping:
+                continue
+            except (BrokerUnavailable, LinkFailed, KafkaException) as error:
+                attempt = 1 if time.monotonic() - started > 60 else attempt + 1
+                if attempt == 1 and not self.halt.is_set():
+                    log.warning("a lane stopped and will go on: %s", error, extra={"lane": self.mirror.source.name})
+                first, longest = RETRY_S
+                highest = first * 2 ** min(attempt, 16)  # bounded: an outage may last for days
+                self.halt.wait(random.uniform(first, min(longest, highest)))  # noqa: S311 - jitter
+            except Exception:  # a lane's last line of defence: said loudly, then tried again, since a link must not die silently
+                log.exception("a lane failed", extra={"lane": self.mirror.source.name})
+                self.halt.wait(RETRY_S[1])
+
+    def _carry(self) -> None:
+        if not self.session.carrying.wait(0.5):
+            return
+        turn = self.session.turn
+        source = self.mirror.source
+        self._failed, self._chunk = None, None
+        self._anew.clear()
+        self._alone.clear()
+        starts, self.info = self.session.starts(self)
+        settings: dict[str, Any] = {"fetch.wait.max.ms": 500, "fetch.message.max.bytes": max(source.max_message_bytes, 1 << 20)}
+        settings |= self.session.consumer_settings(self.mirror.direction, f"{self.name}-live")
+        live = self.source_clients.consumer(None, **settings)
+        try:
+            self.tracks = starts
+            live.assign([TopicPartition(source.name, partition, track.next) for partition, track in starts.items()])
+            self.session.opened(self)
+            log.info("lane open", extra={"lane": source.name, "direction": self.mirror.direction})
+            while not self.halt.is_set() and self.session.turn == turn:
+                self._step(live)
+        finally:
+            self.session.closed(self)
+            live.close()
+            if self._back is not None:
+                self._back.close()
+                self._back = None
+
+    def _step(self, live: Consumer) -> None:
+        if self._failed is not None:
+            raise LinkFailed(refusal(self._failed))
+        if self._anew.is_set():
+            raise LinkFailed(f"{self.mirror.source.name} was made anew")
+        while self._alone:
+            self._send_alone(self._alone.popleft())
+        if self.paused:
+            self.halt.wait(0.2)
+            self._measure(live)
+            return
+        behind = self._chunk is not None or any(track.waiting() for track in self.tracks.values())
+        first = live.poll(0 if behind else 0.5)
+        if first is not None:
+            if self.gather_s and not behind:
+                self.halt.wait(self.gather_s)
+            count = self._count()
+            self._send_live(live, [first, *(live.consume(count - 1, 0) if count > 1 else ())])
+        elif behind:
+            self._send_gap()
+        self._measure(live)
+
+    def _count(self) -> int:
+        """How many records make a batch."""
+        return max(1, min(MOST_RECORDS, int(self.session.purse.slice(self.gate.window.limit) / self.average)))
+
+    # ---- what is new
+
+    def _send_live(self, live: Consumer, messages: Sequence[Message]) -> None:
+        batches: dict[int, list[KafkaRecord]] = {}
+        for message in messages:
+            if message.error() is None:
+                record = readable(cast(KafkaRecord, message))
+                batches.setdefault(record.partition(), []).append(record)
+        for partition, records in batches.items():
+            if self._behind(live, partition, records):
+                self._jump(live)
+                return
+            track = self.tracks[partition]
+            self._same_log(track, records)
+            first, last = track.live(records[-1].offset())
+            self._send(track, first, last, records)
+        for message in messages:
+            if (error := message.error()) is not None:
+                self._check(live, message, error)
+
+    def _same_log(self, track: Carried, records: Sequence[KafkaRecord]) -> None:
+        """A record of a later leader epoch: the log may have been cut behind us and written on (a power cut), so it is opened anew, which
+        finds where. Once such a record were carried, nothing would tell."""
+        epoch = _epoch(records[-1])
+        if 0 <= track.live_epoch < epoch:
+            raise LinkFailed(f"{self.mirror.source.name} has a new leader: its log is looked at again")
+        track.live_epoch = epoch
+
+    def _behind(self, live: Consumer, partition: int, records: Sequence[KafkaRecord]) -> bool:
+        """Whether much newer records wait at the end of the log."""
+        if self.ordered or self.clock.age_s(records[0].timestamp()[1]) < BEHIND_S:
+            return False
+        high = _high(live, self.mirror.source.name, partition)
+        return high is not None and high > records[-1].offset() + 1 + len(records)
+
+    def _jump(self, live: Consumer) -> None:
+        """Go to the end of every partition; what is passed over is a gap from now on."""
+        name = self.mirror.source.name
+        for partition, track in self.tracks.items():
+            track.jump(_high(live, name, partition) or track.next)
+        live.assign([TopicPartition(name, partition, track.next) for partition, track in self.tracks.items()])
+
+    # ---- what is behind
+
+    def _send_gap(self) -> None:
+        name = self.mirror.source.name
+        if self._chunk is None:
+            self._chunk = self._take_gap()
+            if self._chunk is None:
+                return
+            if self._back is None:
+                settings = {"enable.partition.eof": True, "queued.max.messages.kbytes": 4096, "fetch.message.max.bytes": 1 << 20}
+                settings |= self.session.consumer_settings(self.mirror.direction, f"{self.name}-back")
+                self._back = self.source_clients.consumer(None, **settings)
+            self._back.assign([TopicPartition(name, self._chunk[0], self._chunk[1])])
+        assert self._back is not None
+        partition, at, last = self._chunk
+        track, records, ended = self.tracks[partition], [], False
+        for message in self._back.consume(min(self._count(), last - at + 1), 0.2):
+            error = message.error()
+            if error is None and (message.partition() != partition or cast(int, message.offset()) < at):
+                continue
+            if error is None:
+                if cast(int, message.offset()) > last:
+                    ended = True
+                    break
+                records.append(readable(cast(KafkaRecord, message)))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ended = True
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                self._chunk = None
+                track.give_back(at, last)
+                self._lose_below(self._back, partition)
+                return
+            else:
+                self._check(self._back, message, error)
+        if records:
+            end = last if ended else records[-1].offset()
+            self._chunk = (partition, end + 1, last) if end < last else None
+            try:
+                self._send(track, at, end, records)
+            except BaseException:
+                track.give_back(at, last)
+                self._chunk = None
+                raise
+        elif ended:  # compacted away, or the end of a transaction: nothing of it is there
+            track.settle(at, last)
+            self._chunk = None
+
+    def _take_gap(self) -> tuple[int, int, int] | None:
+        budget = self.session.purse.bucket
+        limit = CHUNK_RECORDS if budget is None else max(200, int(CHUNK_S * budget.rate / self.session.purse.ratio / self.average))
+        if self.mirror.direction == "down":
+            limit = 1 << 62  # what a consumer fetched beyond a chunk would cross the link again
+        partitions = sorted(self.tracks, key=lambda _: random.random())  # noqa: S311 - fair among partitions
+        for partition in partitions:
+            found = self.tracks[partition].oldest(limit) if self.ordered else self.tracks[partition].newest(limit)
+            if found is not None:
+                return partition, *found
+        return None
+
+    # ---- sending
+
+    def _send(self, track: Carried, first: int, last: int, records: Sequence[KafkaRecord]) -> None:
+        """Send records of one partition; offsets from `first` to `last` are settled when they are acknowledged."""
+        target = self.mirror.target
+        if self.expires:
+            records = self._unexpired(records)
+        if not records:
+            track.settle(first, last)
+            return
+        ready, size = [], 0
+        for record in records:
+            headers = record.headers() or []
+            ready.append((record, self._with_wait(record, headers)))
+            size += (
+                len(record.key() or b"") + len(record.value() or b"") + 16 + sum(len(name) + len(value or b"") for name, value in headers)
+            )
+        self.average += 0.1 * (size / len(records) - self.average)
+        self.gate.enter(self.priority, size, urgent=self.urgent)
+        sent = Sent(self, track, first, last, size, records)
+        for index, (record, headers) in enumerate(ready):
+            self.outbound.send(
+                target.name, record.key(), record.value(), headers, self._partition(record, headers), partial(sent.report, index)
+            )
+
+    def _partition(self, record: KafkaRecord, headers: Sequence[tuple[str, bytes | None]]) -> int:
+        target = self.mirror.target
+        return partition_of(_source_of(record, headers), target.partitions) if target.by_source else 0
+
+    def _with_wait(self, record: KafkaRecord, headers: Sequence[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
+        """The record's headers, and how long it has waited at its site."""
+        waited = self.clock.age_s(record.timestamp()[1]) * 1000
+        own = []
+        for name, value in headers:
+            if name == _WAITED:
+                waited += int(value) if value is not None and value.isdigit() and len(value) < 16 else 0
+            else:
+                own.append((name, value))
+        own.append((_WAITED, b"%d" % waited))
+        return own
+
+    def _unexpired(self, records: Sequence[KafkaRecord]) -> list[KafkaRecord]:
+        """Those that are still worth sending; the others are explained."""
+        kept: list[KafkaRecord] = []
+        expired: list[KafkaRecord] = []
+        for record in records:
+            age_s = self.clock.age_s(record.timestamp()[1])
+            (expired if self._ttl_s(record) < age_s else kept).append(record)
+        if expired:
+            self.explain(expired[0].partition(), [(record.offset(), record.offset()) for record in expired], "ttl")
+        return kept
+
+    def _ttl_s(self, record: KafkaRecord) -> float:
+        try:
+            return escalation_of(record.headers()).ttl_s
+        except (InvalidRecord, InvalidEnvelope):
+            return float("inf")  # nothing of ours: the region's own reader judges it
+
+    def arrived(self, sent: Sent, message: Message | None) -> None:
+        """A batch has its last report; called in the producer's thread."""
+        now = time.monotonic()
+        self.gate.acked(sent.size, now - sent.sent_s)
+        if message is not None:
+            kind, appended_ms = message.timestamp()
+            if kind == 2 and not sent.refused:
+                self.target_clock.observe(sent.sent_s, now, appended_ms)
+        if sent.refused is not None:
+            self._failed = sent.refused
+        else:
+            self._count_carried(len(sent.records) - len(sent.large), sent.size)
+            if sent.large:
+                self._alone.append(sent)
+            else:
+                sent.track.settle(sent.first, sent.last, sent.epoch)
+        sent.records = ()
+
+    def _count_carried(self, records: int, size: int) -> None:
+        self.carried += records
+        telemetry.LINK_RECORDS.labels(*self._labels).inc(records)
+        telemetry.LINK_PAYLOAD.labels(*self._labels).inc(size)
+
+    def _send_alone(self, sent: Sent) -> None:
+        """A request that is too large takes others down with it, so each of them has a try of its own; what is too large by itself must
+        not hold back those behind it."""
+        refused = []
+        for record in sent.large:
+            headers = self._with_wait(record, record.headers() or [])
+            acks = self.outbound.open(self.halt)
+            acks.send(self.mirror.target.name, record.key(), record.value(), headers, self._partition(record, headers))
+            if acks.wait():
+                refused.append((record.offset(), record.offset()))
+                log.error(
+                    "the destination's topic takes no record so large; it is left behind",
+                    extra={"lane": self.mirror.source.name, "partition": record.partition(), "offset": record.offset()},
+                )
+        if refused:
+            self.explain(sent.large[0].partition(), refused, "too-large")
+        self._count_carried(len(sent.large) - len(refused), 0)
+        sent.track.settle(sent.first, sent.last, sent.epoch)
+
+    # ---- what is lost
+
+    def explain(self, partition: int, ranges: Sequence[tuple[int, int]], reason: str) -> None:
+        """Write what becomes of offsets that are not carried; raises `LinkFailed` if that cannot be written: then they are not settled."""
+        count = sum(last - first + 1 for first, last in ranges)
+        self.lost += count
+        telemetry.LINK_LOST.labels(self.mirror.source.base, reason).inc(count)
+        self.session.explain(self, partition, ranges, reason)
+
+    def _lose_below(self, consumer: Consumer, partition: int) -> None:
+        low, _ = consumer.get_watermark_offsets(TopicPartition(self.mirror.source.name, partition), timeout=10)
+        self.session.lose(self, partition, self.tracks[partition], low)
+
+    def _check(self, consumer: Consumer, message: Message, error: KafkaError) -> None:
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:  # retention overtook us, or the log was cut: opening it anew tells which
+            raise LinkFailed(f"{self.mirror.source.name}/{message.partition()}: {error.str()}: its log is looked at again")
+        if not error.retriable() and error.code() not in _TRANSIENT:
+            raise LinkFailed(f"{self.mirror.source.name}: {error.str()} ({error.name()})")
+
+    # ---- what it says of itself
+
+    def _measure(self, live: Consumer) -> None:
+        now = time.monotonic()
+        if now - self._measured < MEASURE_S:
+            return
+        self._measured = now
+        for partition in self.tracks:
+            high = _high(live, self.mirror.source.name, partition)
+            if high is not None:
+                self.highs[partition] = high
+
+
+def _high(consumer: Consumer, topic: str, partition: int) -> int | None:
+    """Where a partition's log ends, as the consumer last heard; None if it has not."""
+    try:
+        _, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+    except KafkaException:
+        return None
+    return high if high >= 0 else None
+
+
+def _epoch(record: KafkaRecord) -> int:
+    epoch = cast(Message, record).leader_epoch()
+    return -1 if epoch is None else epoch
+
+
+def _source_of(message: KafkaRecord, headers: Sequence[tuple[str, bytes | None]]) -> str:
+    """The source that decides the partition; every producer of ours names it, a foreign one's key stands in."""
+    for name, value in headers:
+        if name == "ce_source" and value:
+            return str(value.decode(errors="replace"))
+    key = message.key()
+    return key.decode(errors="replace") if key else ""

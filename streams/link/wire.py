@@ -1,0 +1,72 @@
+"""What the clients of a region count themselves: bytes on the wire, and whether the region answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+from schemas.links import Breaker
+from streams import telemetry
+
+SILENT_S = 3.0  # requests without an answer for so long: the region is away, though the socket still stands
+STATISTICS_MS = 500
+
+
+class Wire:
+    """Adds up the statistics of all clients of one region.
+
+    The breaker follows what one of them, the producer of what is urgent, sees: no connection, or requests that nobody answers, open it.
+    The clients themselves try to connect again, with a jittered backoff; a connection makes it half-open, and an answer closes it.
+    """
+
+    def __init__(self, *, clock: Any = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[tuple[str, str], int] = {}
+        self._total = {"up": 0, "down": 0}
+        self._answers, self._answered_at = 0, clock()
+        self._connected = False
+        self._lock = threading.Lock()
+        self.breaker = Breaker.OPEN
+
+    def watch(self, client: str, *, judge: bool = False) -> Any:
+        """A statistics callback for one client; the breaker follows the one with `judge`."""
+
+        def report(text: str) -> None:
+            stats = json.loads(text)
+            brokers = stats["brokers"].values()
+            with self._lock:
+                for direction, field in (("up", "txbytes"), ("down", "rxbytes")):
+                    total = stats.get(field, sum(broker.get(field, 0) for broker in brokers))
+                    before = self._seen.get((client, direction), 0)
+                    more = total - before if total >= before else total  # a new client under the name counts anew
+                    self._seen[client, direction] = total
+                    self._total[direction] += more
+                    telemetry.LINK_WIRE.labels(direction).inc(more)
+                if judge:
+                    self._judge(list(brokers))
+
+        return report
+
+    def _judge(self, brokers: list[Any]) -> None:
+        answers = sum(broker["rx"] for broker in brokers)
+        waiting = sum(broker["waitresp_cnt"] + broker["outbuf_cnt"] for broker in brokers)
+        connected = any(broker["state"] == "UP" for broker in brokers)
+        now = self._clock()
+        answered = answers != self._answers
+        if answered or not waiting:
+            self._answers, self._answered_at = answers, now
+        if not connected or now - self._answered_at >= SILENT_S:
+            self.breaker = Breaker.OPEN
+        elif self.breaker is Breaker.OPEN and not answered:
+            self.breaker = Breaker.HALF_OPEN
+        elif answered or self.breaker is Breaker.CLOSED:
+            self.breaker = Breaker.CLOSED
+        self._connected = connected
+
+    @property
+    def bytes(self) -> int:
+        """Bytes sent and received so far."""
+        with self._lock:
+            return sum(self._total.values())
