@@ -210,24 +210,44 @@ class Group:
     ----------
     restarts
         How often one service may be started again after it ended with an error, within `within_s`; 0: never.
+    crashes
+        How often after it was ended by a signal, or with a code of `crashed`; None: as `restarts` says. A program that says why it ends has
+        a fault that starting again seldom mends. One that a signal ends (a fatal one, `kill -9`, want of memory) had no say: a worker then
+        needs a few starts to find the record that does it, and each record of that kind needs them anew.
     backoff_s
-        Pause before the first restart; doubled each time, at most 30 s.
+        Pause before the first restart; doubled each time, at most 30 s, until the service has stayed up for `healthy_s`.
     final
         Exit codes that starting again cannot mend.
     """
 
-    def __init__(self, *, restarts: int = 0, within_s: float = 600.0, backoff_s: float = 1.0, final: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        *,
+        restarts: int = 0,
+        crashes: int | None = None,
+        crashed: frozenset[int] = frozenset(),
+        within_s: float = 600.0,
+        backoff_s: float = 1.0,
+        healthy_s: float = 60.0,
+        final: frozenset[int] = frozenset(),
+    ) -> None:
         self.restarts = restarts
+        self.crashes = restarts if crashes is None else crashes
+        self.crashed = crashed
+        self.healthy_s = healthy_s
         self.final = final
         self.within_s = within_s
         self.backoff_s = backoff_s
         self.services: list[Service] = []
-        self._restarted: dict[str, deque[float]] = {}
+        self._restarted: dict[tuple[str, bool], deque[float]] = {}  # by name, and whether it had crashed
+        self._started: dict[str, float] = {}
+        self._short_lives: dict[str, int] = {}
         self._due: dict[str, float] = {}
 
     def start(self, service: Service) -> None:
         """Start a service and look after it from now on; if its start fails it is stopped again."""
         self.services.append(service)
+        self._started[service.name] = time.monotonic()
         service.start()
 
     def adopt(self, service: Service) -> None:
@@ -245,7 +265,7 @@ class Group:
                 if now >= self._due[service.name]:
                     del self._due[service.name]
                     self._start_again(service)
-            elif code == 0 or code in self.final or not self._may_restart(service.name, now):
+            elif code == 0 or code in self.final or not self._may_restart(service.name, code, now):
                 return service
             else:
                 log.warning("service ended, starting it again", extra={"service": service.name, "code": code})
@@ -274,18 +294,23 @@ class Group:
         self.stop()
 
     def _start_again(self, service: Service) -> None:
+        self._started[service.name] = time.monotonic()
         try:
             service.start()
         except RuntimeError as error:  # it counts as one more end: the limit holds
             log.warning("service did not start again", extra={"service": service.name, "cause": str(error)})
 
-    def _may_restart(self, name: str, now: float) -> bool:
-        past = self._restarted.setdefault(name, deque())
+    def _may_restart(self, name: str, code: int, now: float) -> bool:
+        crashed = code < 0 or code in self.crashed
+        past = self._restarted.setdefault((name, crashed), deque())
         while past and now - past[0] > self.within_s:
             past.popleft()
-        if len(past) >= self.restarts:
+        if len(past) >= (self.crashes if crashed else self.restarts):
             return False
-        self._due[name] = now + min(30.0, self.backoff_s * 2 ** len(past))
+        lived_s = now - self._started.get(name, now)
+        short = 0 if lived_s >= self.healthy_s else self._short_lives.get(name, 0)
+        self._short_lives[name] = short + 1
+        self._due[name] = now + min(30.0, self.backoff_s * 2.0 ** min(short, 16))
         past.append(now)
         return True
 

@@ -13,6 +13,7 @@ import os
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +24,12 @@ from schemas.config import SiteConfig
 from schemas.errors import Fault
 from streams import telemetry
 from streams.batches import Batch, BatchSource
-from streams.delivery import ATTEMPTS, Delivery, backoff_s, bury, may_pass
+from streams.burial import bury
+from streams.delivery import ATTEMPTS, Delivery, backoff_s, may_pass
 from streams.message import Pairs
+from streams.quarantine import Quarantine
 from streams.sink import Sink
+from streams.suspects import ProcessDied
 from streams.topology import RoleView, Topic
 
 log = logging.getLogger("headwater.app")
@@ -188,24 +192,47 @@ def cold_agent(
     handle: Callable[[ColdRecord], Awaitable[None]],
     sink: Callable[[], Sink],
     agent: str,
+    *,
+    quarantine: Quarantine | None = None,
 ) -> None:
     """An ordinary Faust agent over a declared topic, under the one wrapper: a handler that raises is tried again, without limit if the
-    cause may pass, else `ATTEMPTS` times (a `ValueError` once: the record itself is wrong); then the record becomes a dead letter. Only
-    then Faust acknowledges it. By itself it would do so also for a record whose handler was stopped or whose dead letter was refused.
+    cause may pass, else `ATTEMPTS` times (a `ValueError` once: the record itself is wrong); then the record becomes a dead letter, as does
+    one whose handler is proven to kill the process (`quarantine`). Only then Faust acknowledges it. By itself it would do so also for a
+    record whose handler was stopped or whose dead letter was refused.
     """
     source = app.topic(topic.name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", allow_empty=True)
+
+    guarded = handle if quarantine is None else _protected(handle, topic, quarantine)
 
     @app.agent(source, name=f"{agent}.{topic.base}")
     async def consume(stream: StreamT[bytes]) -> None:
         stream = cast(Any, stream).noack()
         async for event in stream.events():
             try:
-                await _settle(ColdRecord(event.message), topic, dead_letters, handle, sink, agent)
+                await _settle(ColdRecord(event.message), topic, dead_letters, guarded, sink, agent, quarantine)
             except Exception as error:  # no dead letter could be written; Faust alone would start the agent again and pass over the record
                 log.critical("the agent stops: %s", error, extra={"agent": agent})
                 await app.crash(error)
                 raise
             await stream.ack(event)
+
+
+def _protected(
+    handle: Callable[[ColdRecord], Awaitable[None]], topic: Topic, quarantine: Quarantine
+) -> Callable[[ColdRecord], Awaitable[None]]:
+    """The handler under step 6: what it works on is marked, a suspect has the process for itself, and a guilty record is an error."""
+
+    async def guarded(record: ColdRecord) -> None:
+        async with aclosing(quarantine.portions(topic.name, record.partition(), [record])) as portions:
+            async for _, alone in portions:
+                if alone and (guilt := quarantine.guilt(record)) is not None:
+                    if not quarantine.is_buried(record):
+                        raise guilt
+                    return
+                async with quarantine.work(topic.name, record.partition(), [record], alone=alone):
+                    await handle(record)
+
+    return guarded
 
 
 async def _settle(
@@ -215,6 +242,7 @@ async def _settle(
     handle: Callable[[ColdRecord], Awaitable[None]],
     sink: Callable[[], Sink],
     agent: str,
+    quarantine: Quarantine | None,
 ) -> None:
     attempt = 0
     while True:
@@ -223,12 +251,14 @@ async def _settle(
         except Exception as error:
             attempt += 1
             telemetry.RETRIES.labels(type(error).__name__).inc()
-            if may_pass(error) or (attempt < ATTEMPTS and not isinstance(error, ValueError)):
+            if may_pass(error) or (attempt < ATTEMPTS and not isinstance(error, ValueError | ProcessDied)):
                 if attempt == 1:
                     log.warning("work failed and is tried again: %s", error, extra={"topic": topic.name, "offset": record.offset()})
                 await asyncio.sleep(backoff_s(attempt))
                 continue
             await bury(sink(), dead_letters, record, error, agent, None)
+            if isinstance(error, ProcessDied) and quarantine is not None:
+                quarantine.buried(record)
             telemetry.RECORDS.labels(topic.base, "rejected" if isinstance(error, ValueError) else "dead").inc()
             log.exception("dead letter", extra={"topic": topic.name, "partition": record.partition(), "offset": record.offset()})
         else:
@@ -246,6 +276,9 @@ class _Worker(faust.Worker):
         return [self.app, *self.services]
 
     async def stop(self) -> None:
+        for service in self.services:
+            if isinstance(service, Quarantine):
+                service.stopping()
         if self._deadline is None:
             self._deadline = threading.Timer(STOP_LIMIT_S, _give_up)
             self._deadline.daemon = True
@@ -279,7 +312,10 @@ def run_worker(app: faust.App, *services: BatchSource | Any) -> int:
     worker = _Worker(app, *services, loop=loop, quiet=True, redirect_stdouts=False)
     worker.override_logging = False  # the process has its own
     worker.spinner = None
+    sources = [service for service in services if isinstance(service, BatchSource)]
     try:
+        for source in sources:
+            source.join(loop)
         worker.execute_from_commandline()
     except SystemExit as end:
         failed = [service.crash_reason for service in (app, *services) if service.crash_reason is not None]
@@ -288,4 +324,6 @@ def run_worker(app: faust.App, *services: BatchSource | Any) -> int:
         return 1 if failed or not isinstance(end.code, int | None) else end.code or 0
     finally:
         worker.stopped()
+        for source in sources:
+            source.leave()
     return 0

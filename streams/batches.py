@@ -9,6 +9,9 @@ It follows steps 1, 4 (commits) and 8 of the delivery protocol (`streams/deliver
 3. Offsets count only when a batch is done; only a contiguous prefix of done batches is committed, once a second.
 4. Revoked partitions drain, commit synchronously inside the callback, and are forgotten.
 
+A commit carries the leader epoch of the last record that it counts, so that a log which a power cut made shorter and which was written on
+since is told from the one that was read (`streams/starts.py`). `streams/handover.py` keeps the batches in work.
+
 Neither a synchronous commit nor leaving the group ends while the broker is silent (measured: minutes, whatever the timeouts say), so a
 stop waits for the consumer's thread `STOP_S` and a little more, and then goes on without it.
 """
@@ -19,7 +22,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -29,8 +31,9 @@ from mode import Service
 
 from streams import telemetry
 from streams.clients import Clients
+from streams.handover import Batch, Handover
 from streams.message import KafkaRecord, readable
-from streams.starts import PASSING, Lost, Place, Starts
+from streams.starts import PASSING, Lost, Mark, Place, Starts
 from streams.topology import Topic
 
 __all__ = ["Batch", "BatchSource", "Feed", "Lost", "Place", "SourceFailed"]
@@ -45,42 +48,6 @@ COMMIT_PATIENCE_S = 60.0  # an unanswered commit holds back the next one for so 
 
 class SourceFailed(RuntimeError):
     """The consumer cannot go on; the message says why and what to do."""
-
-
-class Batch:
-    """Records of one partition, in order. Whoever works on it calls `take` first and `done` when every output is on the broker."""
-
-    __slots__ = ("_notify", "failed", "finished", "first", "forgotten", "last", "offered_at", "partition", "records", "taken", "topic")
-
-    def __init__(self, topic: Topic, partition: int, records: Sequence[KafkaRecord], notify: Callable[[Batch], None]) -> None:
-        self.topic, self.partition, self.records = topic, partition, records
-        self.first, self.last = records[0].offset(), records[-1].offset()
-        self.taken = self.finished = self.forgotten = self.failed = False
-        self.offered_at: float | None = time.monotonic()  # None while an offer is under way
-        self._notify = notify
-
-    def take(self) -> bool:
-        """Claim the batch; False if it was claimed before (it may be offered twice) or its partition has moved away."""
-        if self.taken or self.forgotten:
-            return False
-        self.taken = True
-        return True
-
-    def done(self) -> None:
-        """Every output is on the broker: the batch's offsets may be committed."""
-        self.finished = True
-        self._notify(self)
-
-    def release(self) -> None:
-        """Give the batch back unfinished: it is offered again, unless its partition has moved away."""
-        self.taken = False
-        if self.forgotten:
-            self.done()
-
-    def fail(self) -> None:
-        """It will not be finished and the worker stops: nobody waits for it, and nothing beyond it is committed."""
-        self.failed = True
-        self._notify(self)
 
 
 Feed = Callable[[Batch], Awaitable[Any]]
@@ -130,35 +97,49 @@ class BatchSource(Service):
         self.commit_interval_s, self.drain_s = commit_interval_s, drain_s
         self.settings = settings or {}
         self.assigned: set[Place] = set()
-        self._queue: dict[Place, deque[Batch]] = {}
-        self._position: dict[Place, int] = {}
         self._committed: dict[Place, int] = {}
         self._commit_sent_at: float | None = None  # of the commit that is not answered yet
-        self._next: dict[Place, int] = {}  # the offset after the last one that the client gave us
+        self._next: dict[Place, Mark] = {}  # after the last record that the client gave us
         self._epoch: dict[Place, int] = {}
-        self._open: set[Batch] = set()  # handed over and not finished, of partitions that moved away too
         self._paused = False
         self._held: list[tuple[Message, int]] = []  # polled while there was no room, with their epochs
-        self._changed = threading.Condition()
         self._halt = threading.Event()
+        self._handed = Handover(in_flight, self._halt)
         self._halted_at = float("inf")
         self._ended = threading.Event()
-        self._starts = Starts(self.topics, on_lost, self._halt)
+        self._begun = threading.Event()  # the service has started: what comes may be handed over
+        self._failed: Exception | None = None
+        self._starts = Starts(self.topics, on_lost, self._halt, clients)
         self._thread: threading.Thread | None = None
         super().__init__(**kwargs)
 
     # ---- life cycle, on the event loop
 
-    async def on_start(self) -> None:
-        self._events = asyncio.get_running_loop()
+    def join(self, events: asyncio.AbstractEventLoop) -> None:
+        """Join the group now, before the service starts on that loop: the group waits for a member that was killed while the app starts,
+        not after it. Nothing is handed over before the service has started."""
+        self._events = events
         self._thread = threading.Thread(target=self._main, name=f"source-{self.group}", daemon=True)
         self._thread.start()
+
+    def leave(self, timeout_s: float = 5.0) -> None:
+        """Leave the group, if the service has not started or not stopped in order."""
+        self._halt.set()
+        self._handed.wake()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    async def on_start(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+        if self._thread is None:
+            self.join(asyncio.get_running_loop())
+        self._begun.set()
 
     async def on_stop(self) -> None:
         self._halted_at = time.monotonic()
         self._halt.set()
-        with self._changed:
-            self._changed.notify_all()
+        self._handed.wake()
         if self._thread is not None and not await asyncio.to_thread(self._ended.wait, STOP_S + 5):
             log.error("the consumer did not stop in time; what it did since its last commit is read again", extra={"group": self.group})
 
@@ -166,17 +147,7 @@ class BatchSource(Service):
     async def _reoffer(self) -> None:
         while not self.should_stop:
             await self.sleep(REOFFER_S)
-            late = time.monotonic() - REOFFER_S
-            with self._changed:
-                waiting = [
-                    batch
-                    for queue in self._queue.values()
-                    for batch in queue
-                    if not (batch.taken or batch.finished or batch.forgotten)
-                    and batch.offered_at is not None  # what waits in `feed` is under way still: offers must not pile up there
-                    and batch.offered_at < late
-                ]
-            for batch in waiting:
+            for batch in self._handed.untaken(time.monotonic() - REOFFER_S):
                 self._offer(batch)
 
     def _offer(self, batch: Batch) -> None:
@@ -199,7 +170,9 @@ class BatchSource(Service):
                 log.warning("the consumer failed while it was stopped: %s", error, extra={"group": self.group})
             else:
                 log.exception("the consumer failed", extra={"group": self.group})
-                asyncio.run_coroutine_threadsafe(self.crash(error), self._events)
+                self._failed = error
+                if self._begun.is_set():
+                    asyncio.run_coroutine_threadsafe(self.crash(error), self._events)
         finally:
             self._ended.set()
 
@@ -220,15 +193,12 @@ class BatchSource(Service):
 
     def _has_room(self, consumer: Consumer) -> bool:
         """Wait a moment for room; without it, pause and poll once. True if a batch may be taken."""
-        with self._changed:
-            if len(self._open) >= self.in_flight:
-                self._changed.wait_for(lambda: len(self._open) < self.in_flight or self._halt.is_set(), FULL_WAIT_S)
-            full = len(self._open) >= self.in_flight
-        if full:
+        begun = self._begun.is_set()
+        if not begun or not self._handed.room(FULL_WAIT_S):
             if not self._paused and self.assigned:
                 self._paused = True
                 self._flow(consumer)
-            polled = consumer.poll(0.0)  # serves rebalances
+            polled = consumer.poll(0.0 if begun else 0.05)  # serves rebalances
             if polled is not None and not self._fault(consumer, polled):
                 self._held.append((polled, self._epoch_of(polled)))  # it cannot be given back
             return False
@@ -260,14 +230,9 @@ class BatchSource(Service):
             record = readable(cast(KafkaRecord, message))
             place = record.topic(), record.partition()
             groups.setdefault(place, []).append(record)
-            self._next[place] = record.offset() + 1
-        batches = [Batch(self.topics[topic], partition, records, self._notify) for (topic, partition), records in groups.items()]
-        with self._changed:
-            for batch in batches:
-                self._queue.setdefault((batch.topic.name, batch.partition), deque()).append(batch)
-            self._open.update(batches)
-            telemetry.IN_FLIGHT.set(len(self._open))
+        batches = self._handed.batches((self.topics[topic], partition, records) for (topic, partition), records in groups.items())
         for batch in batches:
+            self._next[batch.place] = batch.end
             self._events.call_soon_threadsafe(self._offer, batch)
         for message in faults:  # after the records: where a partition goes on is after the last of them
             self._fault(consumer, message)
@@ -288,33 +253,21 @@ class BatchSource(Service):
         if place not in self.assigned:
             return
         self._next[place] = self._starts.within(consumer, place, self._next[place])
-        consumer.assign([TopicPartition(*each, self._next[each]) for each in self.assigned])  # a seek is refused in this state
+        consumer.assign([TopicPartition(*each, self._next[each].offset) for each in self.assigned])  # a seek is refused in this state
         self._flow(consumer)
 
     def _epoch_of(self, message: Message) -> int:
         return self._epoch.get(cast(Place, (message.topic(), message.partition())), 0)
 
-    def _notify(self, batch: Batch) -> None:
-        with self._changed:
-            if batch.finished:
-                self._open.discard(batch)
-                telemetry.IN_FLIGHT.set(len(self._open))
-            self._changed.notify_all()
-
     # ---- offsets
 
     def _finished(self, places: Iterable[Place] | None = None) -> list[TopicPartition]:
-        """Where each partition's contiguous prefix of done batches ends, where that is not committed yet."""
-        wanted = None if places is None else set(places)
-        with self._changed:
-            for place, queue in self._queue.items():
-                while queue and queue[0].finished:
-                    self._position[place] = queue.popleft().last + 1
-            return [
-                TopicPartition(*place, offset)
-                for place, offset in self._position.items()
-                if (wanted is None or place in wanted) and self._committed.get(place) != offset
-            ]
+        """What is finished and not committed yet."""
+        return [
+            TopicPartition(*place, mark.offset) if mark.epoch is None else TopicPartition(*place, mark.offset, leader_epoch=mark.epoch)
+            for place, mark in self._handed.reached(places).items()
+            if self._committed.get(place) != mark.offset
+        ]
 
     def _commit_soon(self, consumer: Consumer) -> None:
         now = time.monotonic()
@@ -341,19 +294,8 @@ class BatchSource(Service):
 
     def _drain(self, places: Iterable[Place]) -> bool:
         """Wait until what was handed over is finished; not for what has failed, and not long once the source is stopped."""
-        wanted = list(places)
         until = time.monotonic() + self.drain_s
-
-        def drained() -> bool:
-            return all(batch.finished or batch.failed for place in wanted for batch in self._queue.get(place, ()))
-
-        with self._changed:
-            while not drained():
-                left_s = min(until, self._halted_at + STOP_S) - time.monotonic()
-                if left_s <= 0:
-                    return False
-                self._changed.wait(left_s)
-        return True
+        return self._handed.drain(places, lambda: min(until, self._halted_at + STOP_S) - time.monotonic())
 
     # ---- rebalances, called within poll() and close()
 
@@ -366,8 +308,8 @@ class BatchSource(Service):
         if self.on_assigned is not None:
             self.on_assigned(places)
         self.assigned = set(places)
-        self._next.update({(start.topic, start.partition): start.offset for start in starts})
-        consumer.assign(starts)
+        self._next.update(starts)
+        consumer.assign([TopicPartition(*place, mark.offset) for place, mark in starts.items()])
         self._flow(consumer)
         telemetry.READY.set(1)
         log.info("partitions assigned", extra={"group": self.group, "partitions": len(places)})
@@ -390,18 +332,12 @@ class BatchSource(Service):
     def _forget(self, places: list[Place]) -> None:
         telemetry.READY.set(0)
         self._commit_sent_at = None
-        with self._changed:
-            for place in places:
-                self._epoch[place] = self._epoch.get(place, 0) + 1
-                for batch in self._queue.pop(place, ()):
-                    batch.forgotten = True
-                    if not batch.taken:
-                        self._open.discard(batch)
-                self._position.pop(place, None)
-                self._committed.pop(place, None)
-                self._next.pop(place, None)
-                self.assigned.discard(place)
-            self._changed.notify_all()
+        self._handed.forget(places)
+        for place in places:
+            self._epoch[place] = self._epoch.get(place, 0) + 1
+            self._committed.pop(place, None)
+            self._next.pop(place, None)
+            self.assigned.discard(place)
         if self.on_revoked is not None:
             self.on_revoked(places)
 
@@ -413,9 +349,10 @@ class BatchSource(Service):
                 _, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
             except KafkaException:
                 continue  # not fetched from yet
-            queue = self._queue.get((topic, partition))
-            done = queue[0].first if queue else self._next[topic, partition]
-            lag[topic] += max(0, high - done)  # `high` is negative where nothing was fetched yet
+            done = self._handed.first_open((topic, partition))
+            lag[topic] += max(
+                0, high - (self._next[topic, partition].offset if done is None else done)
+            )  # `high` is negative where nothing was fetched yet
         for topic, records in lag.items():
             telemetry.LAG.labels(topic).set(records)
 

@@ -5,33 +5,37 @@
 3. The work yields outputs as they are ready and sends nothing itself; delivery produces each at once.
 4. Outputs are produced idempotently; a batch is done when the last delivery report is in. Then, and only then, its offsets count.
 5. What failed is tried again with backoff if the cause may pass; otherwise the unfinished records are split until the culprit stands
-   alone, and it becomes a dead letter after `ATTEMPTS`, with its error, a digest of the stack, its origin and its original headers.
-6. (A record that kills the process natively is not found yet.)
-7. Dead letters of unexpected failures have a limit, a share of recent records: beyond it the agent stops and says why, since then the
-   code or the model is at fault, not the records. Rejected records do not count: they are their producer's fault.
+   alone, and it becomes a dead letter after `ATTEMPTS`, with its error, a digest of the stack, its origin and its original headers
+   (`streams/burial.py`). A cause that may pass is waited for without limit while nothing is finished: then it is the broker or the engine.
+   Where others are finished meanwhile, for `PATIENCE_S` in all, it is the record.
+6. What is in work is marked in a journal. A record in whose work the process died is suspected, and worked on with nothing else in work;
+   one whose guilt is proven becomes a dead letter without being worked on again (`streams/quarantine.py`, `streams/suspects.py`).
+7. Dead letters of unexpected failures have a limit, a share of recent records (`streams/limits.py`): beyond it the agent stops and says
+   why, since then the code or the model is at fault, not the records. It is kept over restarts. Rejected records do not count: they are
+   their producer's fault.
 8. Revoked partitions drain, commit synchronously, and are forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
 import random
-import traceback
-from collections import deque
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import cast
+from typing import Protocol, cast
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
-from schemas.envelope import MAX_HEADER_BYTES, MAX_HEADERS
-from schemas.errors import Fault
 from streams import telemetry
 from streams.batches import Batch
-from streams.message import KafkaRecord, Pairs
+from streams.burial import Places, bury, say
+from streams.limits import DeadLetterLimit
+from streams.message import KafkaRecord
+from streams.quarantine import Quarantine
 from streams.sink import NotDelivered, Output, Sink, SinkBroken
 from streams.topology import Topic
 
@@ -39,18 +43,11 @@ log = logging.getLogger("headwater.delivery")
 
 ATTEMPTS = 3
 BACKOFF_S = (0.05, 5.0)  # first and longest wait between attempts
-_ERRORS = "__connect.errors."  # Kafka Connect's names, so that its tools read our dead letters too
-_OURS = "headwater."
-_STACK_BYTES = 4000
-_TEXT_BYTES = 1000
+PATIENCE_S = 900.0  # for a cause that may pass, while other records are finished
 
 
 class MayPass(Exception):
     """A failure whose cause may pass without anybody's doing (engine busy, broker away): it is tried again without limit."""
-
-
-class TooManyDeadLetters(Fault, RuntimeError):
-    """The share of failed records shows that the code or the model is at fault; the agent stops."""
 
 
 class Emitted(msgspec.Struct, frozen=True):
@@ -72,21 +69,21 @@ class Rejected(msgspec.Struct, frozen=True):
 Work = Callable[[Topic, int, Sequence[KafkaRecord]], AsyncIterator[Emitted | Rejected]]
 
 
-class DeadLetterLimit:
-    """Step 7: at most `share` of the last `window` records, once at least `least` of them failed."""
+class Marks(Protocol):
+    """What delivery tells of a pass."""
 
-    def __init__(self, *, share: float = 0.5, window: int = 1000, least: int = 50) -> None:
-        self.share, self.least = share, least
-        self._recent: deque[bool] = deque(maxlen=window)
+    sending_since: float | None
 
-    def count(self, failed: bool) -> None:
-        """Count one record; raises `TooManyDeadLetters`."""
-        self._recent.append(failed)
-        if failed and (bad := sum(self._recent)) >= self.least and bad > self.share * len(self._recent):
-            raise TooManyDeadLetters(
-                f"{bad} of the last {len(self._recent)} records failed: the code or the model is at fault, not the records. "
-                "See the dead letters' error headers (`headwater tail frames.dlq`), mend it and start again: nothing is lost"
-            )
+    def done(self, index: int) -> None: ...
+
+
+class _NoMarks:
+    """Where there is no journal."""
+
+    sending_since: float | None = None
+
+    def done(self, index: int) -> None:
+        """Nobody asks."""
 
 
 class Delivery:
@@ -100,13 +97,29 @@ class Delivery:
         The dead-letter topic of an input topic.
     agent
         Name in error headers, such as `leaf-1.leaf`.
+    limit
+        Of dead letters; by default one that the quarantine's journal keeps over restarts.
+    quarantine
+        Finds records that kill the process (step 6); without one they are not found.
+    places
+        Cluster id and topic uuid of the input topics: what dead letters without an id of their own are named after.
     """
 
     def __init__(
-        self, sink: Sink, work: Work, dead_letters: Callable[[Topic], Topic], agent: str, *, limit: DeadLetterLimit | None = None
+        self,
+        sink: Sink,
+        work: Work,
+        dead_letters: Callable[[Topic], Topic],
+        agent: str,
+        *,
+        limit: DeadLetterLimit | None = None,
+        quarantine: Quarantine | None = None,
+        places: Places | None = None,
     ) -> None:
         self.sink, self.work, self.dead_letters, self.agent = sink, work, dead_letters, agent
-        self.limit = limit or DeadLetterLimit()
+        self.quarantine, self.places = quarantine, places
+        self.limit = limit or DeadLetterLimit(memory=None if quarantine is None else quarantine.window)
+        self._finished = 0  # records, of all batches: whether anything goes on while something waits
 
     async def run(self, batch: Batch) -> None:
         """Process one batch to its end (steps 2 to 7); returns at once if somebody else took it.
@@ -119,7 +132,7 @@ class Delivery:
         if not batch.take():
             return
         try:
-            await self._process(batch.topic, batch.partition, batch.records)
+            await self._deliver(batch.topic, batch.partition, batch.records)
         except asyncio.CancelledError:
             batch.release()
             raise
@@ -128,22 +141,42 @@ class Delivery:
             raise
         batch.done()
 
-    async def _process(self, topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> None:
-        attempt = 0
+    async def _deliver(self, topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> None:
+        """Step 6: suspects stand apart, the guilty are buried, and the rest is worked on."""
+        if self.quarantine is None:
+            await self._process(topic, partition, records)
+            return
+        async with aclosing(self.quarantine.portions(topic.name, partition, records)) as portions:
+            async for portion, alone in portions:
+                if alone and (guilt := self.quarantine.guilt(portion[0])) is not None:
+                    if not self.quarantine.is_buried(portion[0]):
+                        await self._bury(topic, portion[0], guilt, None, expected=False)
+                        self.quarantine.buried(portion[0])
+                else:
+                    await self._process(topic, partition, portion, alone=alone)
+
+    async def _process(self, topic: Topic, partition: int, records: Sequence[KafkaRecord], *, alone: bool = False) -> None:
+        """Step 5, over records of which none is in work elsewhere."""
+        attempt, overtaken_s = 0, 0.0
+        tried_at, finished = time.monotonic(), self._finished
         while records:
-            left, failure = await self._attempt(topic, partition, records)
+            left, failure = await self._attempt(topic, partition, records, alone)
             if failure is None or not left:
                 return
             telemetry.RETRIES.labels(type(failure).__name__).inc()
-            if may_pass(failure):
+            now = time.monotonic()
+            if attempt and self._finished > finished:  # since our last attempt others were finished: for them the cause has passed
+                overtaken_s += now - tried_at
+            tried_at, finished = now, self._finished
+            if may_pass(failure) and overtaken_s < PATIENCE_S:
                 if not attempt:
-                    log.warning("work failed and is tried again: %s", _say(failure), extra={"topic": topic.name, "records": len(left)})
+                    log.warning("work failed and is tried again: %s", say(failure), extra={"topic": topic.name, "records": len(left)})
                 await asyncio.sleep(backoff_s(attempt))
                 attempt, records = attempt + 1, left
             elif len(left) > 1:
                 middle = len(left) // 2
-                await self._process(topic, partition, left[:middle])
-                await self._process(topic, partition, left[middle:])
+                await self._process(topic, partition, left[:middle], alone=alone)
+                await self._process(topic, partition, left[middle:], alone=alone)
                 return
             elif attempt + 1 < ATTEMPTS:
                 await asyncio.sleep(backoff_s(attempt))
@@ -152,31 +185,43 @@ class Delivery:
                 await self._bury(topic, left[0], failure, None, expected=False)
                 return
 
-    async def _attempt(self, topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> tuple[list[KafkaRecord], Exception | None]:
+    async def _attempt(
+        self, topic: Topic, partition: int, records: Sequence[KafkaRecord], alone: bool
+    ) -> tuple[list[KafkaRecord], BaseException | None]:
         """One pass over some records: those that are not finished, and what failed."""
         receipt = self.sink.open()
         finished: set[int] = set()
         buried: set[int] = set()
-        failure: Exception | None = None
-        try:
-            # Closed here and now, whatever happens: what the work has started must not go on beside the next attempt.
-            async with aclosing(cast(AsyncGenerator[Emitted | Rejected], self.work(topic, partition, records))) as items:
-                async for item in items:
-                    if isinstance(item, Rejected):
-                        await self._bury(topic, records[item.index], item.error, item.record, expected=True)
-                        buried.add(item.index)
-                        continue
-                    await self.sink.send(item.outputs, receipt)
-                    if item.finished:
-                        finished.add(item.index)
-        except SinkBroken:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the work raises is classed, counted and buried: see step 5
-            failure = error
+        failure: BaseException | None = None
+        async with self._in_work(topic, partition, records, alone) as marks:
+            try:
+                # Closed here and now, whatever happens: what the work has started must not go on beside the next attempt.
+                async with aclosing(cast(AsyncGenerator[Emitted | Rejected], self.work(topic, partition, records))) as items:
+                    async for item in items:
+                        if isinstance(item, Rejected) or item.finished:
+                            marks.done(item.index)
+                        marks.sending_since = time.monotonic()
+                        if isinstance(item, Rejected):
+                            await self._bury(topic, records[item.index], item.error, item.record, expected=True)
+                            buried.add(item.index)
+                        else:
+                            await self.sink.send(item.outputs, receipt)
+                            if item.finished:
+                                finished.add(item.index)
+                        marks.sending_since = None
+            except (SinkBroken, KeyboardInterrupt, SystemExit):
+                raise
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                failure = RuntimeError("the work was cancelled from within")  # nobody cancelled us: the work failed
+            except BaseException as error:  # noqa: BLE001 - whatever the work raises (a Rust library panics past Exception): see step 5
+                failure = error
         try:
             await receipt.wait()
         except NotDelivered as error:  # which output it was is not known: none that this pass wrote counts as finished
             return [record for index, record in enumerate(records) if index not in buried], failure or error
+        self._finished += len(finished) + len(buried)
         for _ in finished:
             self.limit.count(False)
         telemetry.RECORDS.labels(topic.base, "done").inc(len(finished))
@@ -185,101 +230,30 @@ class Delivery:
             failure = RuntimeError("the work ended without an answer to every record")
         return left, failure
 
-    async def _bury(self, topic: Topic, message: KafkaRecord, error: Exception, record: str | None, *, expected: bool) -> None:
-        await bury(self.sink, self.dead_letters(topic), message, error, self.agent, record)
+    def _in_work(
+        self, topic: Topic, partition: int, records: Sequence[KafkaRecord], alone: bool
+    ) -> contextlib.AbstractAsyncContextManager[Marks]:
+        if self.quarantine is None:
+            return contextlib.nullcontext(_NoMarks())
+        return self.quarantine.work(topic.name, partition, records, alone=alone)
+
+    async def _bury(self, topic: Topic, message: KafkaRecord, error: BaseException, record: str | None, *, expected: bool) -> None:
+        await bury(self.sink, self.dead_letters(topic), message, error, self.agent, record, self.places)
         telemetry.RECORDS.labels(topic.base, "rejected" if expected else "dead").inc()
         log.log(
             logging.INFO if expected else logging.ERROR,
             "dead letter: %s",
-            _say(error),
+            say(error),
             extra={"topic": topic.name, "partition": message.partition(), "offset": message.offset(), "error": type(error).__name__},
         )
         if not expected:
             self.limit.count(True)
 
 
-async def bury(sink: Sink, target: Topic, message: KafkaRecord, error: Exception, agent: str, record: str | None) -> None:
-    """Write a dead letter; one that is too large for its topic goes without its value, so that it cannot block what comes after it.
-
-    Raises
-    ------
-    SinkBroken
-        If dead letters cannot be written; then the record must not be acknowledged.
-    """
-    headers, key, value = letter_headers(message, error, agent, record), message.key(), message.value() or b""
-    try:
-        await sink.write([Output(target, "", key, message.value(), headers)])
-    except NotDelivered:
-        omitted = f"{len(value)} bytes, sha256 {hashlib.sha256(value).hexdigest()}".encode()
-        small_key = key if key is None or len(key) <= MAX_HEADER_BYTES else None
-        try:
-            await sink.write([Output(target, "", small_key, None, [*headers, (_OURS + "value.omitted", omitted)])])
-        except NotDelivered as refused:
-            raise SinkBroken(f"{target.name} takes not even a dead letter without its value: {refused}") from None
-
-
-def error_headers(message: KafkaRecord, error: Exception, agent: str, record: str | None) -> list[tuple[str, bytes]]:
-    """Headers of a dead letter, as Kafka Connect names them, with a digest of the stack to group by and the record's id if known.
-    They are UTF-8 and bounded, whatever the error says of itself."""
-    stack = "".join(traceback.format_exception(error))
-    places = "".join(f"{frame.filename}:{frame.name}" for frame in traceback.extract_tb(error.__traceback__))
-    headers = {
-        "topic": message.topic(),
-        "partition": str(message.partition()),
-        "offset": str(message.offset()),
-        "connector.name": agent,
-        "stage": "VALUE_CONVERTER" if isinstance(error, ValueError) else "TASK_PUT",
-        "exception.class.name": f"{type(error).__module__}.{type(error).__qualname__}",
-        "exception.message": _say(error),
-    }
-    digest = hashlib.sha256(places.encode(errors="backslashreplace")).hexdigest()[:16]
-    return [
-        *((_ERRORS + name, _bounded(value)) for name, value in headers.items()),
-        (_ERRORS + "exception.stacktrace", _bounded(stack, -_STACK_BYTES)),
-        (_OURS + "stack.digest", digest.encode()),
-        *([(_OURS + "record", _bounded(record))] if record else []),
-    ]
-
-
-def letter_headers(message: KafkaRecord, error: Exception, agent: str, record: str | None) -> Pairs:
-    """The record's own headers and those of the error, together within the bounds of `schemas.envelope`.
-
-    Headers of an earlier failure are replaced. Where the record's own are too many, its envelope is kept before the others, and a header
-    says how many are missing.
-    """
-    ours: Pairs = list(error_headers(message, error, agent, record))
-    names = {name for name, _ in ours}
-    own = [(name, value) for name, value in message.headers() or () if name not in names]
-    count, size = MAX_HEADERS - len(ours) - 2, MAX_HEADER_BYTES - 200 - sum(len(name) + len(value or b"") for name, value in ours)
-    kept = set()
-    for index in sorted(range(len(own)), key=lambda index: not own[index][0].lower().startswith(("ce_", "content-type"))):
-        name, value = own[index]
-        weight = len(name.encode()) + len(value or b"")
-        if count > 0 and weight <= size:
-            kept.add(index)
-            count, size = count - 1, size - weight
-    if omitted := len(own) - len(kept):
-        ours.append((_OURS + "headers.omitted", str(omitted).encode()))
-    return [own[index] for index in sorted(kept)] + ours
-
-
-def _say(error: BaseException) -> str:
-    """What an error says of itself; some cannot even do that."""
-    try:
-        return str(error)[:_TEXT_BYTES]
-    except Exception as worse:  # noqa: BLE001 - any code can stand in __str__
-        return f"(an error that cannot be shown: {type(worse).__name__})"
-
-
-def _bounded(text: str, limit: int = _TEXT_BYTES) -> bytes:
-    """Text as UTF-8 of so many bytes at most: its start, or its end if the limit is negative."""
-    data = text.encode(errors="backslashreplace")
-    cut = data[:limit] if limit > 0 else data[limit:]
-    return cut.decode(errors="ignore").encode()
-
-
 def may_pass(error: BaseException) -> bool:
-    """Whether the cause of a failure may pass by itself."""
+    """Whether the cause of a failure may pass by itself; of several, whether each may."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(may_pass, error.exceptions))
     if isinstance(error, KafkaException):
         inner = error.args[0] if error.args else None
         return isinstance(inner, KafkaError) and inner.retriable()

@@ -243,3 +243,35 @@ def test_a_group_starts_one_again_that_fell_over_but_not_for_ever(tmp_path: Path
         group.start(fails)
         assert group.watch(20) is fails
     assert lines(log) == ["up"] * 3
+
+
+def test_what_a_signal_ended_has_restarts_of_its_own(tmp_path: Path) -> None:
+    """A program that says why it ends seldom gets better by starting again; one that was killed had no say."""
+    log = tmp_path / "k.log"
+    code = f"import os; n = len(open({str(log)!r}).readlines()); print('up', flush=True); os.kill(os.getpid(), 9) if n < 4 else os._exit(1)"
+    dies = Child("dies", [sys.executable, "-I", "-S", "-c", code], log_path=log)
+    with Group(restarts=1, crashes=10, backoff_s=0.01) as group:
+        group.start(dies)
+        assert group.watch(30) is dies
+    assert lines(log) == ["up"] * 6  # four ends by a signal, then two with an error: one restart too many
+
+
+def test_exit_codes_that_are_no_word_of_the_program_count_as_crashes(tmp_path: Path) -> None:
+    log = tmp_path / "h.log"
+    hangs = Child("hangs", [sys.executable, "-I", "-S", "-c", "print('up', flush=True); raise SystemExit(70)"], log_path=log)
+    with Group(restarts=0, crashes=3, crashed=frozenset({70}), backoff_s=0.01) as group:
+        group.start(hangs)
+        assert group.watch(30) is hangs
+    assert lines(log) == ["up"] * 4
+
+
+def test_the_pause_before_a_restart_starts_over_after_a_healthy_life() -> None:
+    now = 0.0
+    group = Group(restarts=100, crashes=100, backoff_s=1.0, healthy_s=60.0)
+    pauses = []
+    for lived_s in (0.1, 0.1, 0.1, 61.0, 0.1):
+        group._started["x"] = now
+        now += lived_s
+        assert group._may_restart("x", -11, now)
+        pauses.append(round(group._due["x"] - now, 6))
+    assert pauses == [1.0, 2.0, 4.0, 1.0, 2.0]

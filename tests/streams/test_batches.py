@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from confluent_kafka import Producer
 
+from infra.kafka.broker import Broker
+from infra.kafka.settings import BrokerSettings
 from schemas.config import Kafka
 from streams import batches
 from streams.batches import Batch, BatchSource, Lost, SourceFailed
@@ -251,6 +255,49 @@ def test_a_log_that_was_cut_behind_the_commit_is_read_again(rig: Any, caplog: py
     with rig.Host(source(rig, topic, hands.feed)):
         assert hands.wait(1)[0].first == 0
     assert "cut behind our commit" in caplog.text
+
+
+def test_after_a_power_cut_what_was_written_since_is_read(make_rig: Callable[[Kafka], Any], tmp_path: Path) -> None:
+    """A real broker is killed, the tail of its log cut off, and records are written: those between the cut and the commit are new."""
+    settings = BrokerSettings(name="cut", folder=tmp_path / "cut", port=0)
+    broker = Broker(settings).start()
+    try:
+        rig = make_rig(broker.kafka)
+        topic, group = rig.topic("in"), f"{rig.prefix}group"
+        rig.put(topic, [b"old %d" % number for number in range(15)], apart=True)
+        seen: list[tuple[int, bytes]] = []
+
+        async def feed(batch: Batch) -> None:
+            if batch.take():
+                seen.extend((record.offset(), record.value() or b"") for record in batch.records)
+                batch.done()
+
+        with rig.Host(source(rig, topic, feed)):
+            rig.until(lambda: rig.committed(group, topic) == {0: 15}, "the commit")
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        rig.until(lambda: broker.poll() is not None, "the end of the broker")
+        broker.stop()
+        (log,) = (tmp_path / "cut" / "data" / f"{topic.name}-0").glob("*.log")
+        os.truncate(log, log.stat().st_size * 2 // 3)
+        broker = Broker(msgspec.structs.replace(settings, port=broker.settings.port)).start()
+        cut = rig.end(topic)
+        assert 0 < cut < 13
+        seen.clear()
+        new, written = [b"new %d" % number for number in range(40)], 40
+        rig.put(topic, new)
+        assert rig.end(topic) > 15  # the commit is within the log again: by its offset alone nothing would be told
+        with rig.Host(source(rig, topic, feed)):
+            rig.until(lambda: len(seen) >= written, "what is new")
+            rig.until(lambda: rig.committed(group, topic) == {0: cut + written}, "the commit of what is new")
+        assert seen == list(enumerate(new, cut))  # from the cut on, and nothing before it again
+        seen.clear()
+        rig.put(topic, [b"last"])
+        with rig.Host(source(rig, topic, feed)):  # an ordinary start since
+            rig.until(lambda: rig.committed(group, topic) == {0: cut + written + 1}, "the last commit")
+        assert seen == [(cut + written, b"last")]
+    finally:
+        broker.stop()
 
 
 # ---- room

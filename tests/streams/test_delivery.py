@@ -18,23 +18,13 @@ from schemas.config import Kafka
 from schemas.envelope import MAX_HEADER_BYTES, MAX_HEADERS, Envelope, check_bounds
 from streams import delivery
 from streams.batches import Batch, BatchSource
+from streams.burial import bury, error_headers, letter_headers, of_the_error, stack_digest
 from streams.clients import Clients
-from streams.delivery import (
-    ATTEMPTS,
-    DeadLetterLimit,
-    Delivery,
-    Emitted,
-    MayPass,
-    Rejected,
-    TooManyDeadLetters,
-    backoff_s,
-    bury,
-    error_headers,
-    letter_headers,
-    may_pass,
-)
+from streams.delivery import ATTEMPTS, Delivery, Emitted, MayPass, Rejected, backoff_s, may_pass
+from streams.limits import DeadLetterLimit, TooManyDeadLetters
 from streams.message import KafkaRecord
 from streams.sink import Output, Sink, SinkBroken
+from streams.suspects import Crashed
 from streams.topology import Topic
 
 LIMIT_S = 30.0
@@ -84,6 +74,9 @@ class Line:
         assert self.failure is None
         self.sink.close()
 
+    def settled(self, count: int) -> None:
+        self.rig.until(lambda: sum(self.written().values()) >= count, "what can be finished")
+
     def written(self) -> Counter[bytes]:
         return Counter(row.value() for row in self.rig.rows(self.out))
 
@@ -132,6 +125,9 @@ def test_a_record_that_always_fails_becomes_a_dead_letter_and_nothing_else_does(
     assert (letter.key(), letter.value()) == (b"the key", b"bad")
     assert letter.headers()[:3] == [("ce_id", b"cam-1/e/11"), ("x", None), ("x", b"\xff\x00")]
     found = {name: value.decode() for name, value in letter.headers()[3:]}
+    (origin,) = (row for row in rig.rows(line.source) if row.value() == b"bad")
+    assert found.pop("headwater.appended") == str(origin.timestamp()[1])
+    assert found.pop("headwater.record") == "cam-1/e/11"  # by its own word
     digest = found.pop("headwater.stack.digest")
     assert len(digest) == 16
     stack = found.pop("__connect.errors.exception.stacktrace")
@@ -406,9 +402,8 @@ def test_dead_letters_hold_the_bounds_of_headers(few: list[tuple[str, bytes | No
     headers = [*few, *[("flood", b"." * size)] * flood]
     found = letter_headers(Message(headers), raised(error), "agent", None)
     check_bounds([*found, ("headwater.value.omitted", b"." * 90)])
-    ours = {name for name, _ in error_headers(Message([]), raised(error), "agent", None)}
-    own = [pair for pair in headers if pair[0] not in ours]
-    kept = [pair for pair in found if pair[0] not in ours and pair[0] != "headwater.headers.omitted"]
+    own = [pair for pair in headers if not of_the_error(pair[0])]
+    kept = [pair for pair in found if not of_the_error(pair[0]) and pair[0] != "headwater.appended"]
     rest = iter(own)
     assert all(pair in rest for pair in kept)  # in their order, unchanged
     omitted = int(dict(found).get("headwater.headers.omitted") or 0)
@@ -483,3 +478,88 @@ def test_bury_is_what_cold_agents_use_too(rig: Any) -> None:
     (letter,) = rig.rows(dead)
     assert (letter.key(), letter.value()) == (b"k", b"v")
     assert dict(letter.headers())["headwater.record"] == b"cam-1/e/1"
+
+
+# ---- failures that are not what they look like
+
+
+class Panic(BaseException):
+    """As Rust libraries raise it: past `Exception`."""
+
+
+@pytest.mark.parametrize("error", [Panic("in a library"), asyncio.CancelledError("a pool was shut down")])
+def test_a_record_that_raises_past_exception_does_not_end_the_agent(rig: Any, error: BaseException) -> None:
+    def work(line: Line, record: KafkaRecord) -> list[bytes]:
+        if record.value() == b"7":
+            raise error
+        return echo(line, record)
+
+    line = Line(rig, work)
+    with line.run(NUMBERS):
+        line.finish(20)
+    assert set(line.written()) == set(NUMBERS) - {b"7"}
+    assert [letter.value() for letter in rig.rows(line.dead)] == [b"7"]
+
+
+def test_a_cause_that_never_passes_while_others_go_on_is_the_records(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one record would hold its partition up for ever."""
+    monkeypatch.setattr(delivery, "BACKOFF_S", (0.001, 0.002))
+    monkeypatch.setattr(delivery, "PATIENCE_S", 0.05)
+    alive = threading.Event()
+
+    def work(line: Line, record: KafkaRecord) -> list[bytes]:
+        if record.value() == b"5":
+            if line.attempts[b"5"] > 5:
+                alive.set()
+            raise TimeoutError("for this one, always")
+        return echo(line, record)
+
+    line = Line(rig, work, max_records=1)
+    sent = list(NUMBERS)
+    with line.run(NUMBERS):
+        rig.until(alive.is_set, "attempts on the bad one")
+        line.settled(len(NUMBERS) - 1)
+        tries = line.attempts[b"5"]
+        rig.until(lambda: line.attempts[b"5"] > tries + 300, "many attempts, with nothing else to do")  # that alone says nothing
+        assert not rig.rows(line.dead)
+
+        def more() -> bool:
+            sent.append(b"1%03d" % len(sent))
+            rig.put(line.source, sent[-1:])
+            return bool(line.committed() > 6)
+
+        rig.until(more, "the end of the bad one while others come")
+        line.finish(len(sent))
+    assert set(line.written()) == set(sent) - {b"5"}
+    assert [letter.value() for letter in rig.rows(line.dead)] == [b"5"]
+
+
+def test_several_failures_may_pass_if_each_may() -> None:
+    assert may_pass(ExceptionGroup("several", [MayPass("busy"), TimeoutError()]))
+    assert not may_pass(ExceptionGroup("several", [MayPass("busy"), ValueError("bad")]))
+
+
+def test_a_record_without_an_id_is_named_after_its_place(rig: Any) -> None:
+    dead = rig.topic("dlq")
+    sink = Sink(rig.clients)
+    places = {"t" * 249: ("cluster", "uuid")}
+    origin = b"kafka/old/uuid/7/8"
+    for headers in ([], [("headwater.origin", origin)], [("ce_id", b"cam-1/e/1")], [("ce_id", b"no id")]):
+        asyncio.run(bury(sink, dead, Message(headers), ValueError("bad"), "agent", None, places))
+    sink.close()
+    names = [dict(letter.headers()).get("headwater.record") for letter in rig.rows(dead)]
+    assert names == [f"kafka/cluster/uuid/3/{(1 << 63) - 1}".encode(), origin, b"cam-1/e/1", None]
+
+
+def test_one_kind_of_error_has_one_digest_wherever_it_runs() -> None:
+    def fails(word: str) -> Exception:
+        return raised(ValueError(word))
+
+    assert stack_digest(fails("a")) == stack_digest(fails("b"))
+    assert stack_digest(fails("a")) != stack_digest(raised(KeyError("a")))
+    here, there = Crashed("x"), Crashed("y")
+    here.stack = 'Fatal Python error\n  File "/a/lib/x.py", line 5 in look\n  File "/a/lib/y.py", line 9 in run'
+    there.stack = here.stack.replace("/a/", "/b/").replace("line 5", "line 6")
+    assert stack_digest(here) == stack_digest(there)
+    there.stack = there.stack.replace("look", "other")
+    assert stack_digest(here) != stack_digest(there)
