@@ -1,26 +1,29 @@
-"""Raising alerts: rules judged on a leaf's detections, frame by frame in order of their source. What becomes of an alert afterwards is
-the resolver's work (`schemas.resolution.judge`)."""
+"""Raising alerts: rules judged on a leaf's detections, frame by frame in order of their source, and on what only a region sees. What
+becomes of an alert afterwards is the resolver's work (`schemas.alerts.judge`)."""
 
 from __future__ import annotations
 
 import datetime as dt
 import threading
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
 
+from schemas.alerts import lateness_s
 from schemas.detections import Detection, Detections
 from schemas.frames import Frame
 from schemas.identity import alert_id
-from schemas.messages import Alert, AlertState
+from schemas.messages import Alert, AlertState, Tier
 from schemas.rules import Rule, Zone, best_match
 
 GAP_S = 1.0  # an object that is not seen for longer has gone: `min_duration_s` starts again
 STREAMS = 10_000  # epochs, and pairs of rule and source, that are remembered; the ones not heard of for longest are forgotten
 RAISED = 2_000  # alerts that are answered the same again
-FIRED = 4  # latest times of firing that a cool-down is measured from
+FIRED_AWAY = 64  # the same, where frames come in no order
+FIRED = 2_000  # times of firing that a cool-down is measured from; the earliest are forgotten
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -31,7 +34,7 @@ class _Hold(msgspec.Struct):
 
     since: dt.datetime | None = None
     seen: dt.datetime | None = None
-    fired: list[dt.datetime] = []
+    fired: list[dt.datetime] = []  # sorted
 
 
 class AlertRules:
@@ -60,11 +63,15 @@ class AlertRules:
         for alert in alerts:
             with self._lock:
                 if alert.id not in self._raised:
-                    raised = msgspec.structs.replace(alert, state=AlertState.RAISED, version=AlertState.RAISED.height, decided_by=None)
+                    raised = msgspec.structs.replace(
+                        alert, state=AlertState.RAISED, version=AlertState.RAISED.height, decided_by=None, order=""
+                    )
                     self._remember(raised, _kept(self._holds, (alert.rule, alert.source), _Hold, STREAMS))
 
-    def judge(self, frame: Frame, detections: Detections) -> list[Alert]:
-        """The alerts that a frame raises."""
+    def judge(self, frame: Frame, detections: Detections, model_digest: str | None = None, *, age_s: float = 0.0) -> list[Alert]:
+        """The alerts that a frame raises. `model_digest` is that of the model which looked, where it is not the one in use by default.
+        `age_s` is how long ago the broker took the frame, by the broker's clock: with what the frame had waited before a replay it says how
+        late the alerts are."""
         if not self.rules:
             return []
         record, sequence = str(frame.id), frame.id.sequence
@@ -73,10 +80,14 @@ class AlertRules:
             old = sequence <= _kept(self._last, stream, lambda: -1, STREAMS)
             if not old:
                 self._last[stream] = sequence
-            found = (self._judge(rule, zone, frame, record, detections, old) for rule, zone in self.rules)
-            return [alert for alert in found if alert is not None]
+            digest = model_digest or self.model_digest
+            found = (self._judge(rule, zone, frame, record, detections, old, digest) for rule, zone in self.rules)
+            late_by_s = lateness_s(age_s + frame.waited_s, replayed=frame.replays > 0)
+            return [msgspec.structs.replace(alert, late_by_s=late_by_s) for alert in found if alert is not None]
 
-    def _judge(self, rule: Rule, zone: Zone, frame: Frame, record: str, detections: Detections, old: bool) -> Alert | None:
+    def _judge(
+        self, rule: Rule, zone: Zone, frame: Frame, record: str, detections: Detections, old: bool, model_digest: str
+    ) -> Alert | None:
         if rule.sources and frame.source not in rule.sources:
             return None
         seen = best_match(detections, rule.label, rule.min_score, zone)
@@ -94,19 +105,20 @@ class AlertRules:
             return known
         held_s = (now - hold.since).total_seconds()
         # Both ways in time: what is captured before an alert and judged after it (a replay, a clock set back) is the same event too.
-        if held_s < rule.min_duration_s or any(abs((now - fired).total_seconds()) < rule.cooldown_s for fired in hold.fired):
+        if held_s < rule.min_duration_s or _near(hold.fired, now, rule.cooldown_s):
             return None
-        alert = self._alert(rule, zone, frame, record, seen, held_s)
+        alert = self._alert(rule, zone, frame, record, seen, held_s, model_digest)
         self._remember(alert, hold)
         return alert
 
     def _remember(self, alert: Alert, hold: _Hold) -> None:
-        hold.fired = [*hold.fired[1 - FIRED :], alert.captured_at]
+        insort(hold.fired, alert.captured_at)
+        del hold.fired[:-FIRED]
         self._raised[alert.id] = alert
         if len(self._raised) > RAISED:
             self._raised.popitem(last=False)
 
-    def _alert(self, rule: Rule, zone: Zone, frame: Frame, record: str, seen: Detection, held_s: float) -> Alert:
+    def _alert(self, rule: Rule, zone: Zone, frame: Frame, record: str, seen: Detection, held_s: float, model_digest: str) -> Alert:
         return Alert(
             id=alert_id(rule.name, record),
             rule=rule.name,
@@ -122,9 +134,81 @@ class AlertRules:
             seen=Detections([seen]),
             score=seen.score,
             held_s=held_s,
-            model_digest=self.model_digest,
+            model_digest=model_digest,
             deadline_ms=self.deadline_ms,
         )
+
+
+class OnlySeen:
+    """What only a higher tier sees raises an alert there: a rule fires on its detections of a frame and did not on the leaf's.
+
+    Frames come one by one and in any order (the link sends the newest first), so rules with a duration are not judged, and a cool-down
+    counts both ways in capture time. A frame that is judged again raises the same alerts again. After a restart a cool-down begins anew;
+    what is then raised twice is one incident.
+    """
+
+    def __init__(self, rules: Sequence[Rule], *, tier: Tier, model_digest: str) -> None:
+        self.rules = [(rule, Zone(rule.zone)) for rule in rules if not rule.min_duration_s]
+        self.tier, self.model_digest = tier, model_digest
+        self._lock = threading.Lock()
+        self._fired: OrderedDict[tuple[str, str], list[dt.datetime]] = OrderedDict()
+        self._raised: OrderedDict[str, None] = OrderedDict()
+
+    def judge(
+        self, record: str, source: str, site: str, captured_at: dt.datetime, *, leaf: Detections, seen: Detections, late_by_s: float
+    ) -> list[Alert]:
+        """The alerts that a frame raises, by what the leaf of `site` saw on it and what was seen here."""
+        found = []
+        for rule, zone in self.rules:
+            if rule.sources and source not in rule.sources:
+                continue
+            best = best_match(seen, rule.label, rule.min_score, zone)
+            if best is None or best_match(leaf, rule.label, rule.min_score, zone) is not None:
+                continue
+            if self._fires(rule, alert_id(rule.name, record), source, captured_at):
+                found.append(
+                    Alert(
+                        id=alert_id(rule.name, record),
+                        rule=rule.name,
+                        source=source,
+                        site=site,
+                        record=record,
+                        captured_at=captured_at,
+                        state=AlertState.RAISED,
+                        version=AlertState.RAISED.height,
+                        label=rule.label,
+                        min_score=rule.min_score,
+                        zone=zone,
+                        seen=Detections([best]),
+                        score=best.score,
+                        held_s=0.0,
+                        model_digest=self.model_digest,
+                        deadline_ms=0,
+                        raised_by=self.tier,
+                        late_by_s=late_by_s,
+                    )
+                )
+        return found
+
+    def _fires(self, rule: Rule, alert: str, source: str, at: dt.datetime) -> bool:
+        with self._lock:
+            if alert in self._raised:
+                return True
+            fired = _kept(self._fired, (rule.name, source), list, STREAMS)
+            if any(abs((at - other).total_seconds()) < rule.cooldown_s for other in fired):
+                return False
+            fired.append(at)
+            del fired[:-FIRED_AWAY]
+            self._raised[alert] = None
+            if len(self._raised) > RAISED:
+                self._raised.popitem(last=False)
+            return True
+
+
+def _near(fired: Sequence[dt.datetime], at: dt.datetime, cooldown_s: float) -> bool:
+    """Whether one of these times (sorted) lies within a cool-down of `at`, before or after it."""
+    place = bisect_left(fired, at)
+    return any(abs((at - other).total_seconds()) < cooldown_s for other in fired[max(0, place - 1) : place + 1])
 
 
 def _kept(kept: OrderedDict[K, V], key: K, make: Callable[[], V], limit: int) -> V:

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from agents.alerts import OnlySeen
 from agents.inference.detector import Detector, Look
 from agents.inference.images import UndecodableImage
 from agents.leaf import confidence
+from schemas.alerts import lateness_s
 from schemas.config import SiteConfig
-from schemas.envelope import Envelope, InvalidEnvelope
+from schemas.detections import Detections
+from schemas.envelope import Envelope, InvalidEnvelope, waited_ms
 from schemas.identity import RecordId, content_digest
-from schemas.messages import RANK, Asked, Control, Escalation, Status, Tier, Verdict
+from schemas.messages import RANK, Alert, Asked, Control, Escalation, Status, Tier, Verdict
 from schemas.records import InvalidRecord
+from schemas.replays import read_replay
 from streams import outputs, telemetry
 from streams.delivery import Emitted, Rejected
 from streams.message import KafkaRecord
 from streams.outputs import escalation_of
-from streams.sink import Output
+from streams.sink import BrokerClock, Output
 from streams.topology import RoleView, Topic
+
+Place = tuple[str, int, int]  # topic, partition, offset
+
+ANSWERED = 20_000  # questions that are known again
 
 
 class InvalidEvidence(ValueError):
@@ -32,12 +41,16 @@ class InvalidEvidence(ValueError):
 
 
 class Region:
-    """The work of the region agent, for `streams.delivery.Delivery`."""
+    """The work of the region agent, for `streams.delivery.Delivery`. With the broker's `clock` the alerts that it raises tell how long
+    their evidence waited here; without it only how long it waited at the leaf."""
 
-    def __init__(self, config: SiteConfig, role: RoleView, detector: Detector) -> None:
-        self.config, self.role, self.detector = config, role, detector
+    def __init__(self, config: SiteConfig, role: RoleView, detector: Detector, clock: BrokerClock | None = None) -> None:
+        self.config, self.role, self.detector, self.clock = config, role, detector, clock
+        self.alerts = role.write("alerts")
+        self.only_seen = OnlySeen(config.rules, tier=Tier.REGION, model_digest=detector.digest)
         self.name = config.detector.name or detector.name
         self._pool = ThreadPoolExecutor(config.engine.workers, thread_name_prefix="look")
+        self._answered: OrderedDict[tuple[str, str, str], Place] = OrderedDict()  # by site, question and evidence: what it came with
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -69,15 +82,37 @@ class Region:
             evidence = check_evidence(record.value(), asked)
         except (InvalidRecord, InvalidEnvelope, InvalidEvidence) as error:
             return Rejected(index, error)
+        # Links repeat what they are not certain of; the same record comes again only if its answer could not be written.
+        question = topic.site or asked.site, asked.id, asked.evidence
+        place = record.topic(), record.partition(), record.offset()
+        if self._answered.get(question, place) != place and not read_replay(record.headers()).count:
+            telemetry.REPEATED.inc()
+            return Emitted(index)
         try:
             look = await asyncio.get_running_loop().run_in_executor(self._pool, self._look, evidence)
         except UndecodableImage as error:
             return Rejected(index, error, asked.id)
+        self._answered[question] = place
+        if len(self._answered) > ANSWERED:
+            self._answered.popitem(last=False)
         target = self.role.write("down.verdicts", topic.site)
         trace = head.traceparent if head is not None else None
         answers = tuple(outputs.answer(target, self._verdict(asked, each, look), trace) for each in asked.records)
         telemetry.VERDICTS.labels(Status.FINAL).inc(len(answers))
-        return Emitted(index, answers)
+        age_s = self.clock.age_s(record.timestamp()[1]) if self.clock is not None else 0.0
+        late_by_s = lateness_s(age_s + waited_ms(head) / 1000, replayed=read_replay(record.headers()).count > 0)
+        alerts = [outputs.alert(self.alerts, alert, trace) for alert in self._alerts(asked, look, topic.site or asked.site, late_by_s)]
+        telemetry.ALERTS.labels("raised").inc(len(alerts))
+        return Emitted(index, (*answers, *alerts))
+
+    def _alerts(self, asked: Escalation, look: Look, site: str, late_by_s: float) -> Iterator[Alert]:
+        """What only the region sees. Evidence of several records says nothing of each: none of them is judged so."""
+        if len(asked.records) == 1:
+            (record,) = asked.records
+            leaf = Detections.from_json(record.detections)
+            yield from self.only_seen.judge(
+                record.id, asked.source, site, record.captured_at, leaf=leaf, seen=look.detections, late_by_s=late_by_s
+            )
 
     def _look(self, evidence: bytes) -> Look:
         look = self.detector.look(evidence)

@@ -2,6 +2,7 @@
 duplicates, delays and disorder change nothing. Pure: everything that decides travels in the verdict.
 
 Order of preference: not failed; rank; status (final, provisional, unanswered); model generation; confidence; digest of the content.
+What becomes of alerts, which follow the result of their own frame, is in `schemas/alerts.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from schemas.messages import MAX_RANK, RANK, Alert, AlertState, Answer, Result, Status, Tier, Verdict
-from schemas.rules import best_match
+from schemas.messages import MAX_RANK, RANK, Answer, Result, Status, Tier, Verdict
 
 _STATUS_HEIGHT = {Status.FINAL: 3, Status.PROVISIONAL: 2, Status.UNANSWERED: 1, Status.FAILED: 0}
 _COMMON = Answer.__struct_fields__
@@ -50,8 +50,13 @@ def resolve(verdicts: Iterable[Verdict]) -> Result | None:
 
 
 def clamp(verdict: Verdict, tier: Tier, site: str | None = None) -> Verdict:
-    """A verdict as its topic allows it: tier (and site) are the topic's, and the rank is at most what that tier may claim."""
-    rank = min(verdict.rank, MAX_RANK[tier])
+    """A verdict as its topic allows it: tier (and site) are the topic's, and the rank is at most what that tier may claim.
+
+    Who waits for a higher tier cannot outrank it: a provisional verdict has at most its tier's own rank, a passed deadline at most the
+    region's, also on streams whose leaf is preferred. So the answer that is waited for always holds when it comes.
+    """
+    limits = {Status.PROVISIONAL: RANK[tier], Status.UNANSWERED: RANK[Tier.REGION]}
+    rank = min(verdict.rank, MAX_RANK[tier], limits.get(verdict.status, MAX_RANK[tier]))
     if verdict.tier is tier and verdict.rank == rank and site in (None, verdict.site):
         return verdict
     return msgspec.structs.replace(verdict, tier=tier, rank=rank, site=site or verdict.site)
@@ -60,8 +65,6 @@ def clamp(verdict: Verdict, tier: Tier, site: str | None = None) -> Verdict:
 def unanswered(provisional: Verdict) -> Verdict:
     """The verdict that a passed deadline is: the leaf's own detections, at the region's rank but the lowest status, so that it stands
     above the provisional answer and below any answer that still comes.
-
-    On a stream whose leaf is preferred, a provisional answer outranks the region's, and so this too: nothing changes there.
 
     Raises
     ------
@@ -73,30 +76,3 @@ def unanswered(provisional: Verdict) -> Verdict:
     return msgspec.structs.replace(
         provisional, status=Status.UNANSWERED, deadline_ms=None, rank=RANK[Tier.REGION], note="no answer before the deadline"
     )
-
-
-def judge(alert: Alert, result: Result) -> Alert | None:
-    """The alert in the state that a result of its own frame calls for, or None where that state is not a later one.
-
-    A higher tier's answer confirms or retracts it, by the rule's class, score and zone; a deadline that passed leaves it unreviewed.
-    States only climb, so that alerts can be read by maximum: what a higher tier has once confirmed stays confirmed, even if a better
-    answer that comes later does not see it.
-
-    Raises
-    ------
-    ValueError
-        If the result is not one of the alert's own record.
-    """
-    if result.id != alert.record:
-        raise ValueError(f"alert {alert.id} is about {alert.record}, not {result.id}")
-    if result.status is Status.UNANSWERED:
-        state = AlertState.UNREVIEWED
-    elif result.status is Status.FINAL and result.rank >= RANK[Tier.REGION] and result.tier is not Tier.LEAF:
-        seen = best_match(result.detections, alert.label, alert.min_score, alert.zone)
-        state = AlertState.RETRACTED if seen is None else AlertState.CONFIRMED
-    else:
-        return None
-    if state.height <= alert.version:
-        return None
-    decided_by = None if state is AlertState.UNREVIEWED else result.tier
-    return msgspec.structs.replace(alert, state=state, version=state.height, decided_by=decided_by)

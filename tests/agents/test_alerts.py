@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agents.alerts
-from agents.alerts import AlertRules
+from agents.alerts import AlertRules, OnlySeen
 from schemas.detections import Detections
-from schemas.messages import Alert, AlertState, Tier
+from schemas.identity import alert_id
+from schemas.messages import LATE_S, Alert, AlertState, Tier
 from schemas.rules import Rule
 
 
@@ -276,3 +277,73 @@ def test_what_is_remembered_is_bounded(tools: ModuleType, monkeypatch: pytest.Mo
     assert max(len(hold.fired) for hold in rules._holds.values()) <= agents.alerts.FIRED
     # its last frame is answered the same
     assert rules.judge(tools.frame("busy", 299, epoch="e299", jpeg=tools.picture(0)), seen)
+
+
+# ---- lateness
+
+
+def test_an_alert_says_how_long_its_frame_waited_by_the_brokers_clock_and_before_a_replay(tools: ModuleType) -> None:
+    seen = Detections([tools.person()])
+    rules = AlertRules([Rule(name="r", cooldown_s=0.0)], site="leaf-1", model_digest="d" * 64, deadline_ms=1000)
+    old = dt.timedelta(days=400)  # its camera's clock is wrong
+    frames = [
+        tools.frame("cam", 0),
+        msgspec.structs.replace(tools.frame("cam", 1), captured_at=tools.NOON - old),
+        msgspec.structs.replace(tools.frame("cam", 2), replays=1, waited_s=3600.0),
+        msgspec.structs.replace(tools.frame("cam", 3), replays=1),  # it does not say since when
+    ]
+    found = [rules.judge(frame, seen, age_s=0.0121)[0] for frame in frames]
+    assert [alert.late_by_s for alert in found] == [0.012, 0.012, 3600.012, LATE_S]
+    assert [alert.late for alert in found] == [False, False, True, True]
+    (again,) = rules.judge(frames[0], seen, age_s=2.5)  # a retry
+    assert (again.late_by_s, msgspec.structs.replace(again, late_by_s=0.012)) == (2.5, found[0])
+
+
+# ---- what only a higher tier sees
+
+
+def only_seen(tools: ModuleType, seconds: list[float], *, leaf: bool = False, seen: bool = True, **rule: Any) -> list[tuple[int, str]]:
+    """Which frames, taken at these times and judged in this order, raise alerts of which rule."""
+    watch = OnlySeen([Rule(name="r", **{"cooldown_s": 10.0, **rule})], tier=Tier.REGION, model_digest="e" * 64)
+    person = Detections([tools.person(0.8)])
+    found = []
+    for n, at_s in enumerate(seconds):
+        for alert in watch.judge(
+            f"cam/e/{n}",
+            "cam",
+            "leaf-2",
+            tools.NOON + dt.timedelta(seconds=at_s),
+            leaf=person if leaf else Detections(),
+            seen=person if seen else Detections(),
+            late_by_s=7.0,
+        ):
+            assert (alert.raised_by, alert.site, alert.state, alert.late_by_s) == (Tier.REGION, "leaf-2", "raised", 7.0)
+            assert alert.id == alert_id("r", f"cam/e/{n}")
+            found.append((n, alert.rule))
+    return found
+
+
+def test_what_only_the_region_sees_raises_an_alert_there(tools: ModuleType) -> None:
+    assert only_seen(tools, [0.0]) == [(0, "r")]
+    assert only_seen(tools, [0.0], leaf=True) == [], "the leaf's own rules have judged it"
+    assert only_seen(tools, [0.0], seen=False) == []
+    assert only_seen(tools, [0.0], min_score=0.9) == []
+    assert only_seen(tools, [0.0], sources=("other",)) == []
+    assert only_seen(tools, [0.0], min_duration_s=1.0) == [], "one frame does not tell how long"
+    assert only_seen(tools, [0.0], zone=((0, 0), (0.1, 0), (0.1, 0.1))) == []
+
+
+def test_there_a_cool_down_counts_both_ways_since_the_newest_comes_first(tools: ModuleType) -> None:
+    assert [n for n, _ in only_seen(tools, [100.0, 95.0, 91.0, 90.0, 105.0, 80.0, 110.0])] == [0, 3, 5, 6]
+
+
+def test_a_frame_that_the_region_judges_again_raises_the_same_alert_again(tools: ModuleType) -> None:
+    watch = OnlySeen([Rule(name="r", cooldown_s=10.0)], tier=Tier.REGION, model_digest="e" * 64)
+    person = Detections([tools.person(0.8)])
+    found = [
+        watch.judge("cam/e/0", "cam", "leaf-2", tools.NOON, leaf=Detections(), seen=person, late_by_s=0.0),
+        watch.judge("cam/e/1", "cam", "leaf-2", tools.NOON, leaf=Detections(), seen=person, late_by_s=0.0),
+        watch.judge("cam/e/0", "cam", "leaf-2", tools.NOON, leaf=Detections(), seen=person, late_by_s=0.0),
+    ]
+    assert found[0] == found[2]
+    assert [len(alerts) for alerts in found] == [1, 0, 1]

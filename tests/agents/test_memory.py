@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agents.memory
-from agents.memory import Memory
+from agents.memory import Memory, State
+from schemas.alerts import join_alerts
 from schemas.detections import Detections
 from schemas.identity import alert_id
 from schemas.messages import RANK, Alert, AlertState, Result, Status, Tier, Verdict
+from schemas.records import InvalidRecord
 from schemas.resolution import result_of, unanswered
 from schemas.rules import Zone
 
@@ -199,16 +203,23 @@ def test_who_waited_and_was_answered_waits_no_more(answer: Any) -> None:
 
 def test_all_that_is_kept_is_bounded(tools: ModuleType, answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents.memory, "ALERTS", 20)
-    memory = Memory(recent=20, asked=20, keep_s=100)
+    memory = Memory(recent=20, asked=20, waiting=20, keep_s=100)
     for n in range(3000):
         at_ms = 1e12 + n * 1000  # a second each
         memory.learn(answer(f"cam/e{n}/0", status=Status.PROVISIONAL if n % 2 else Status.FINAL), at_ms)
-        memory.alert(alert_of(tools, f"cam/e/{n}"))
-        memory.overdue(at_ms)
-    kept = {name: len(value) for name, value in vars(memory).items() if isinstance(value, (dict, list))}
+        if n % 3:
+            memory.keep_alert(alert_of(tools, f"cam/e/{n}"))
+        else:
+            memory.read_alert(alert_of(tools, f"cam/e/{n % 30}").to_bytes())
+        if n < 1000:
+            memory.overdue(at_ms)
+    kept = {name: len(value) for name, value in vars(memory).items() if isinstance(value, (dict, list, deque))}
+    assert kept.pop("_due") <= 2 * 40 + 1001, "deadlines that nobody asks for"
+    assert kept.pop("_early") <= 1020
     kept |= {f"settled {n}": sum(map(len, part.values())) for n, part in enumerate(memory._settled)}
     assert max(kept.values()) <= 110, kept
     assert len(memory._by_record) <= 20
+    assert max(len(copies) for copies in memory._alerts.values() if isinstance(copies, list)) <= agents.memory.COPIES
 
 
 def test_settled_records_are_remembered_for_as_long_as_they_can_come_again(answer: Any) -> None:
@@ -221,14 +232,102 @@ def test_settled_records_are_remembered_for_as_long_as_they_can_come_again(answe
 # ---- alerts
 
 
-def test_alerts_are_read_by_their_greatest_version(tools: ModuleType) -> None:
+def test_alerts_are_found_by_their_record_as_they_were_kept(tools: ModuleType) -> None:
     memory = Memory()
     raised, confirmed = alert_of(tools, "cam/e/0"), alert_of(tools, "cam/e/0", AlertState.CONFIRMED)
     other = alert_of(tools, "cam/e/0", rule="q")
-    assert memory.alert(raised) == raised
-    assert memory.alert(raised) is None
-    assert memory.alert(confirmed) == confirmed
-    assert memory.alert(alert_of(tools, "cam/e/0", AlertState.RETRACTED)) is None
-    assert memory.alert(other) == other
+    for alert in (raised, other, confirmed):
+        memory.keep_alert(alert)
+    assert memory.alert(raised.id) == confirmed
     assert {alert.id: alert.state for alert in memory.alerts_of("cam/e/0")} == {raised.id: "confirmed", other.id: "raised"}
     assert memory.alerts_of("cam/e/1") == []
+    assert memory.alert("alert-0") is None
+
+
+# ---- read back from a log, written down, taken up again
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A result or an alert that comes: of which record, which of `STEPS` or which state, and how it is told to the memory."""
+
+    record: int
+    what: int
+    alert: bool
+
+
+steps = st.builds(Step, st.integers(0, 5), st.integers(0, len(STEPS) - 1), st.booleans())
+
+
+def feed(tools: ModuleType, answer: Any, memory: Memory, step: Step, at_ms: float, *, log: bool) -> bool:
+    """Give a step to a memory, as live work does or as it lies in the log; whether it was new."""
+    record = f"cam/{'ef'[step.record % 2]}/{step.record // 2}"
+    if step.alert:
+        new = alert_of(tools, record, list(AlertState)[step.what % 4])
+        known = memory.alert(new.id)
+        joined = join_alerts(known, new)
+        if log:
+            memory.read_alert(new.to_bytes())
+            assert memory.alert(new.id) == joined
+        else:
+            memory.keep_alert(joined)
+        return joined != known
+    result = answer(record, **STEPS[step.what])
+    if log:
+        better = memory.improved(result) is not None
+        memory.read_result(result.to_bytes(), at_ms)
+        return better
+    return memory.learn(result, at_ms) is not None
+
+
+@given(st.lists(steps, max_size=40), st.lists(steps, max_size=20), st.integers(1, 5), st.integers(0, 3), st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_what_was_read_back_or_taken_up_goes_on_as_if_nothing_had_happened(
+    tools: ModuleType, answer: Any, before: list[Step], after: list[Step], recent: int, other: int, log: bool, dumped: bool
+) -> None:
+    """One memory lives through it all, another begins anew in the middle: from the log, or from a snapshot. They never differ again."""
+
+    def empty() -> Memory:
+        return Memory(recent=recent, asked=other, waiting=100)
+
+    one, two = empty(), empty()
+    for at, step in enumerate(before):
+        feed(tools, answer, one, step, float(at), log=False)
+        feed(tools, answer, two, step, float(at), log=log)
+    if dumped:
+        state = msgspec.msgpack.decode(msgspec.msgpack.encode(two.dump()), type=State)
+        two = empty()
+        two.load(state)
+    for at, step in enumerate(after, len(before)):
+        assert feed(tools, answer, one, step, float(at), log=False) == feed(tools, answer, two, step, float(at), log=False)
+        now_ms = at + 1000.0 - len(before) // 2  # deadlines take 1000 ms: those of the first half pass
+        assert sorted(r.id for r in one.overdue(now_ms)) == sorted(r.id for r in two.overdue(now_ms))
+        for record in {f"cam/{'ef'[n % 2]}/{n // 2}" for n in range(6)}:
+            assert one.alerts_of(record) == two.alerts_of(record)
+            assert one.result(record) == two.result(record)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"id": 3}', b"\xff", b'{"id": "cam/e/0"', b"[" * 100_000])
+def test_what_is_no_result_and_no_alert_is_refused(data: bytes) -> None:
+    memory = Memory()
+    with pytest.raises(InvalidRecord):
+        memory.read_result(data, 0.0)
+    with pytest.raises(InvalidRecord):
+        memory.read_alert(data)
+    assert memory.dump() == Memory().dump()
+
+
+def test_a_result_of_another_version_is_told_when_somebody_asks_for_it(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    memory = Memory()
+    region = answer("cam/e/0", REGION)
+    memory.read_result(region.to_bytes().replace(b'"captured_at"', b'"taken_at"'), 0.0)
+    assert memory.result("cam/e/0") is None
+    assert "captured_at" in caplog.text
+    assert memory.improved(answer("cam/e/0")) is None, "its order is still known"
+
+
+def test_what_cannot_wait_any_longer_passes_early_and_not_unsaid(answer: Any) -> None:
+    memory = Memory(recent=2, waiting=3)
+    for n in range(10):
+        memory.learn(answer(f"cam/e/{n}", status=Status.PROVISIONAL), float(n))
+    assert [result.id for result in memory.overdue(10.0)] == [f"cam/e/{n}" for n in range(5)]
+    assert [result.id for result in memory.overdue(1e9)] == [f"cam/e/{n}" for n in range(5, 10)]

@@ -19,8 +19,9 @@ from schemas.config import Region as RegionConfig
 from schemas.config import SiteConfig
 from schemas.detections import Detections
 from schemas.envelope import InvalidEnvelope
-from schemas.messages import Asked, Control, Escalation, Reason, Status, Tier, Verdict
+from schemas.messages import Alert, Asked, Control, Escalation, Reason, Status, Tier, Verdict
 from schemas.records import InvalidRecord
+from schemas.rules import Rule
 from streams import outputs
 from streams.delivery import Rejected
 from streams.topology import Role, Topology
@@ -34,10 +35,12 @@ class RegionBench:
     def __init__(self, tools: ModuleType, detector: Any = None, **region: Any) -> None:
         self.tools = tools
         self.detector = detector or tools.ScriptedDetector()
-        self.config = SiteConfig(name="region-1", tier="region", region=RegionConfig(sites=SITES, **region))
+        rules = region.pop("rules", ())
+        self.config = SiteConfig(name="region-1", tier="region", region=RegionConfig(sites=SITES, **region), rules=rules)
         self.topology = Topology(self.config)
         self.role = self.topology.role(Role.REGION)
-        self.region = Region(self.config, self.role, self.detector)
+        self.clock = tools.Clock()
+        self.region = Region(self.config, self.role, self.detector, self.clock)
 
     def question(self, evidence: bytes, frame: Any = None, site: str = "leaf-1", **changes: Any) -> Escalation:
         frame = frame or self.tools.frame("cam", 3)
@@ -118,6 +121,28 @@ def test_the_answer_goes_to_the_site_of_the_topic_whatever_the_payload_says(tool
     assert dict(output.headers)["ce_traceparent"] == trace.encode()
 
 
+def test_what_the_leaf_did_not_see_raises_an_alert_at_the_region_behind_its_verdict(tools: ModuleType, bench: Make) -> None:
+    desk = bench(rules=(Rule(name="r", min_score=0.5),))
+    evidence = tools.picture(1)
+    desk.detector.seen[evidence] = Detections([tools.person(0.8)])
+    record = desk.record(evidence, desk.question(evidence, site="leaf-2"), site="leaf-1")  # the leaf saw a person with a score of 0.4
+    desk.clock.ms = record.at + 250.0
+    waited = msgspec.structs.replace(record, pairs=[*(record.pairs or []), ("ce_waitedms", b"60000")])
+    items, error = desk.run([waited], site="leaf-1")
+    assert error is None
+    first, second = tools.outputs_of(items)
+    assert (first.topic.name, second.topic.name) == ("down.leaf-1.verdicts", "alerts")
+    alert = Alert.from_bytes(second.value)
+    assert (alert.record, alert.site, alert.raised_by, alert.state) == ("cam/e1/3", "leaf-1", Tier.REGION, "raised")
+    assert (alert.score, alert.model_digest, alert.late_by_s) == (0.8, desk.detector.digest, 60.25)
+    assert second.partition == first.partition
+
+    low = bench(rules=(Rule(name="r", min_score=0.3),))  # by this rule the leaf has seen it too
+    low.detector.seen[evidence] = Detections([tools.person(0.8)])
+    items, _ = low.run([low.record(evidence, low.question(evidence))])
+    assert [output.topic.base for output in tools.outputs_of(items)] == ["down.verdicts"]
+
+
 def test_a_verdict_follows_from_the_bytes_alone(tools: ModuleType, bench: Make, nanodet: Detector, street: list[bytes]) -> None:
     desk = bench(nanodet)
     evidence = encode_frame(street[0], side=416, quality=60)
@@ -194,6 +219,22 @@ def test_what_cannot_be_judged_is_rejected_and_the_rest_go_on(
     assert [item.index for item in items if not isinstance(item, Rejected)] == [9]
     assert "is empty" in str(rejected[0])
     assert asked.evidence[:16] in str(rejected[2])
+
+
+def test_a_question_that_comes_again_is_not_judged_again_but_what_could_not_be_written_is(tools: ModuleType, bench: Make) -> None:
+    """A link that is not certain sends its evidence twice: another record, the same question."""
+    desk = bench()
+    evidence = tools.picture(1)
+    asked = desk.question(evidence)
+    first = desk.record(evidence, asked)
+    again = msgspec.structs.replace(first, offs=first.offs + 1)
+    assert [len(item.outputs) for item in desk.run([first])[0]] == [1]
+    (item,), error = desk.run([again])
+    assert error is None
+    assert (item.finished, item.outputs) == (True, ())
+    assert [len(item.outputs) for item in desk.run([first])[0]] == [1]  # delivery tries it again
+    other = msgspec.structs.replace(desk.record(evidence, asked, site="leaf-2"), offs=99)
+    assert [len(item.outputs) for item in desk.run([other], site="leaf-2")[0]] == [1], "another site is owed an answer of its own"
 
 
 def test_a_trace_that_is_none_is_ignored(tools: ModuleType, bench: Make) -> None:

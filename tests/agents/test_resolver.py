@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.resolver import Resolver
-from schemas.config import Kafka, SiteConfig, Topics
+from schemas.config import Kafka, SharedZone, SiteConfig, Topics
 from schemas.config import Region as RegionConfig
 from schemas.detections import Detections
 from schemas.envelope import InvalidEnvelope
@@ -74,6 +74,16 @@ class Desk:
 
     def alerts(self) -> list[Alert]:
         return [Alert.from_bytes(output.value or b"") for output in self.written if output.topic.base == "alerts"]
+
+    def passed_on(self) -> list[tuple[str, Alert]]:
+        """What went to those who join incidents: by which place, and what."""
+        return [
+            (output.source, Alert.from_bytes(output.value or b"")) for output in self.written if output.topic.base == "incidents.alerts"
+        ]
+
+    def changes(self) -> list[Output]:
+        """What was written and is not merely passed on."""
+        return [output for output in self.written if output.topic.base != "incidents.alerts"]
 
 
 @pytest.fixture
@@ -164,13 +174,15 @@ def inputs_of(tools: ModuleType, n: int, frame: Frame) -> list[tuple[str, Verdic
     return found + [("alert", raised(tools, record, rule)) for rule in frame.rules]
 
 
-def expected_of(frame: Frame) -> tuple[str, str]:
+def expected_of(frame: Frame, *, asks: bool) -> tuple[str, str]:
     """By hand: whose answer holds and how, and the state of the frame's alerts."""
     if frame.region is not None:
         return "region final", "confirmed" if frame.region == "person" else "retracted"
     if frame.passed and Status.PROVISIONAL in frame.leaf:
         return "leaf unanswered", "unreviewed"
-    return f"leaf {Status.FINAL if Status.FINAL in frame.leaf else Status.PROVISIONAL}", "raised"
+    if Status.FINAL in frame.leaf:
+        return "leaf final", "unreviewed" if asks else "raised"
+    return "leaf provisional", "raised"
 
 
 @given(st.lists(frames, min_size=1, max_size=4), st.data())
@@ -195,22 +207,22 @@ def test_any_order_repetition_and_batching_ends_the_same(tools: ModuleType, stor
             batches.append([record])
     desk.feed(*batches)
     if at_leaf and desk.alerts():  # it reads its own alerts again: that changes nothing
-        before = len(desk.written)
+        before = desk.changes()
         desk.feed([desk.record("alerts", alert) for alert in desk.alerts()])
-        assert len(desk.written) == before
+        assert desk.changes() == before
 
     results = desk.results()
     for n, frame in enumerate(story):
         record = f"cam-{n % 2}/e/{n}"
-        answer, state = expected_of(frame)
+        answer, state = expected_of(frame, asks=at_leaf)
         written = results.pop(record)
         assert f"{written[-1].tier} {written[-1].status}" == answer
         assert [r.order for r in written] == sorted({r.order for r in written})  # each write a change, each change a step up
         assert written[-1].order == max(order_of(v) for _, v in inputs_of(tools, n, frame) if isinstance(v, Verdict))
         for rule in frame.rules:
             seen = [alert for alert in desk.alerts() if alert.id == alert_id(rule, record)]
-            versions = [alert.version for alert in seen]
-            assert versions == sorted(set(versions))
+            orders = [alert.order for alert in seen]
+            assert orders == sorted(set(orders)), "readers by maximum believe the last"
             if at_leaf:  # where the leaf's agent wrote the first state
                 assert (seen[-1].state if seen else "raised") == state
             else:
@@ -242,10 +254,67 @@ def test_an_alert_climbs_from_raised_by_unreviewed_to_confirmed_or_retracted(too
     }
 
 
-def test_a_leafs_own_better_answer_judges_no_alert(tools: ModuleType, leaf: Desk) -> None:
+@pytest.mark.parametrize("first", ["alert", "verdict"])
+def test_an_alert_that_nobody_is_asked_about_is_unreviewed_and_an_answer_still_decides(tools: ModuleType, leaf: Desk, first: str) -> None:
+    """A replay after results were final raises it: the provisional verdict that comes with it loses, so no deadline runs."""
+    found = [leaf.record("alerts", raised(tools))], [leaf.record("verdicts", verdict(tools))]
+    leaf.feed(*(found if first == "alert" else reversed(found)), [leaf.record("verdicts", verdict(tools, status=Status.PROVISIONAL))])
+    assert [(alert.state, alert.decided_by) for alert in leaf.alerts()] == [("unreviewed", None)]
+    assert leaf.resolver.overdue(1e15) == []
+    leaf.feed([leaf.record("region.verdicts", verdict(tools, tier=Tier.REGION, detections=Detections([tools.person()])))])
+    assert [alert.state for alert in leaf.alerts()] == ["unreviewed", "confirmed"]
+
+
+def test_where_nobody_is_ever_asked_an_alert_stays_as_it_was_raised(tools: ModuleType) -> None:
+    alone = Desk(tools, msgspec.structs.replace(tools.leaf_site(), link=None))
+    alone.feed([alone.record("alerts", raised(tools))], [alone.record("verdicts", verdict(tools))])
+    assert alone.alerts() == []
+
+
+@pytest.mark.parametrize(("there", "state"), [(True, "confirmed"), (False, "retracted")])
+def test_where_the_leaf_is_preferred_its_own_answer_ends_an_alert(tools: ModuleType, leaf: Desk, there: bool, state: str) -> None:
+    seen = Detections([tools.person()] if there else [])
     leaf.feed([leaf.record("alerts", raised(tools))])
-    leaf.feed([leaf.record("verdicts", verdict(tools, rank=LEAF_PREFERRED_RANK, detections=Detections()))])
-    assert leaf.alerts() == []
+    leaf.feed([leaf.record("verdicts", verdict(tools, rank=LEAF_PREFERRED_RANK, detections=seen))])
+    leaf.feed([leaf.record("region.verdicts", verdict(tools, tier=Tier.REGION, detections=Detections([tools.person()])))])
+    assert [(alert.state, alert.decided_by) for alert in leaf.alerts()] == [(state, "leaf")]
+
+
+def test_where_the_leaf_is_preferred_and_waits_all_the_same_a_deadline_or_an_answer_ends_it(tools: ModuleType, leaf: Desk) -> None:
+    leaf.feed([leaf.record("alerts", raised(tools))])
+    leaf.feed([leaf.record("verdicts", verdict(tools, status=Status.PROVISIONAL, rank=LEAF_PREFERRED_RANK), at=0)])
+    (late,) = leaf.resolver.overdue(1000.0)
+    leaf.feed([leaf.record("verdicts", Verdict.from_bytes(late.value or b""))])
+    leaf.feed([leaf.record("region.verdicts", verdict(tools, tier=Tier.REGION))])
+    assert [alert.state for alert in leaf.alerts()] == ["unreviewed", "retracted"]
+
+
+def test_two_higher_tiers_that_disagree_end_an_alert_by_the_better_one_in_either_order(tools: ModuleType) -> None:
+    """A second region takes over, and both have answered."""
+    older, newer = (
+        verdict(tools, tier=Tier.REGION, generation=n, detections=Detections([tools.person()] if n == 0 else [])) for n in (0, 1)
+    )
+    for answers in ([older, newer], [newer, older]):
+        desk = Desk(tools, tools.leaf_site())
+        desk.feed([desk.record("alerts", raised(tools))], *([desk.record("region.verdicts", each)] for each in answers))
+        assert desk.alerts()[-1].state is AlertState.RETRACTED
+
+
+def test_each_alert_is_passed_on_by_its_place_as_it_stands(tools: ModuleType) -> None:
+    zone = SharedZone(name="gate", sources=("cam-1", "cam-2"), rules=("r",))
+    leaf = Desk(tools, tools.leaf_site(shared_zones=(zone,)))
+    leaf.feed([leaf.record("region.verdicts", verdict(tools, "cam-1/e/0", Tier.REGION))])
+    alerts = [raised(tools, "cam-1/e/0"), raised(tools, "cam-1/e/0", "s"), raised(tools, "cam-2/e/0"), raised(tools, "cam-3/e/0")]
+    leaf.feed([leaf.record("alerts", alert) for alert in alerts])
+    assert [(place, alert.rule, alert.state) for place, alert in leaf.passed_on()] == [
+        ("zone:gate", "r", "retracted"),
+        ("cam-1", "s", "retracted"),
+        ("zone:gate", "r", "raised"),
+        ("cam-3", "r", "raised"),
+    ]
+    again = len(leaf.passed_on())
+    leaf.feed([leaf.record("alerts", alerts[0])])  # read again, since it may not have been done
+    assert [alert.state for _, alert in leaf.passed_on()[again:]] == ["retracted"], "never as it once was: compaction keeps what came last"
 
 
 def test_the_region_gathers_the_alerts_of_all_sites_under_the_site_of_their_topic(tools: ModuleType, region: Desk) -> None:
@@ -280,10 +349,76 @@ def test_tier_site_and_rank_are_the_topics_whatever_a_payload_claims(tools: Modu
 
 
 def test_a_forged_leaf_verdict_does_not_beat_the_region_where_the_leaf_is_not_preferred(tools: ModuleType, region: Desk) -> None:
-    """A leaf may claim at most that labels prefer it; it can never speak as region or cloud, so its alerts stay unjudged by itself."""
+    """A leaf may claim at most that labels prefer it; it can never speak as region or cloud, and what it decides says that it did."""
     region.feed([region.record("up.alerts", raised(tools), site="leaf-1")])
-    region.feed([region.record("up.verdicts", verdict(tools, tier=Tier.CLOUD, rank=99, detections=Detections()), site="leaf-1")])
-    assert [alert.state for alert in region.alerts()] == ["raised"]
+    region.feed([region.record("up.verdicts", verdict(tools, tier=Tier.CLOUD, rank=99), site="leaf-1")])
+    region.feed([region.record("up.verdicts", verdict(tools, tier=Tier.CLOUD, rank=10, confidence=1.0), site="leaf-1")])
+    assert [(alert.state, alert.decided_by) for alert in region.alerts()] == [("raised", None), ("retracted", "leaf")]
+    forged = raised(tools, "cam/e/1", raised_by=Tier.REGION)
+    region.feed([region.record("up.alerts", forged, site="leaf-1")])
+    assert region.alerts()[-1].raised_by is Tier.LEAF
+
+
+# ---- two leaves and one source
+
+
+def copies_of(tools: ModuleType, n: int, site: str) -> list[tuple[str, str, Verdict | Alert]]:
+    """(topic, site, value) of all that one of two leaves, whose models differ, and its region say of a frame that both have processed."""
+    record = f"cam/e/{n}"
+    own: dict[str, Any] = {"site": site, "confidence": 0.5 if site == "leaf-1" else 0.6}
+    said: list[tuple[str, str, Verdict | Alert]] = [("up.verdicts", site, verdict(tools, record, status=Status.PROVISIONAL, **own))]
+    if n % 3 == 0:
+        said.append(("up.alerts", site, raised(tools, record, site=site, score=0.9 if site == "leaf-1" else 0.8)))
+    if n % 2 == 0:
+        said.append(("down.verdicts", site, verdict(tools, record, Tier.REGION)))
+    return said
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_two_leaves_that_process_one_source_give_one_result_a_record_and_one_alert(tools: ModuleType, data: st.DataObject) -> None:
+    ends = []
+    for _ in range(2):
+        desk = Desk(tools, region_site())
+        said = [each for n in range(4) for site in ("leaf-1", "leaf-2") for each in copies_of(tools, n, site)]
+        said += data.draw(st.lists(st.sampled_from(said), max_size=6), label="twice at one site")
+        for base, site, value in data.draw(st.permutations(said), label="order"):
+            desk.feed([desk.record(base, value, site=site)])
+        results = {record: written[-1] for record, written in desk.results().items()}
+        assert sorted(results) == [f"cam/e/{n}" for n in range(4)]
+        assert [results[f"cam/e/{n}"].tier for n in range(4)] == ["region", "leaf", "region", "leaf"]
+        alerts = {alert.id: alert for alert in desk.alerts()}
+        assert {alert.record: (alert.state, alert.site, alert.score) for alert in alerts.values()} == {
+            "cam/e/0": ("retracted", "leaf-2", 0.8),
+            "cam/e/3": ("raised", "leaf-2", 0.8),
+        }
+        ends.append((results, alerts))
+    assert ends[0] == ends[1]
+
+
+# ---- lateness
+
+
+def test_what_waited_for_the_link_is_that_much_later_at_the_region_and_the_first_copy_counts(tools: ModuleType, region: Desk) -> None:
+    topic, record = region.record("up.alerts", raised(tools, late_by_s=0.5), site="leaf-1")
+
+    def waited(ms: str) -> Any:
+        return msgspec.structs.replace(record, pairs=[*(record.pairs or []), ("ce_waitedms", ms.encode())])
+
+    region.feed([(topic, waited("3600000"))])
+    assert [(alert.late_by_s, alert.late) for alert in region.alerts()] == [(3600.5, True)]
+    region.feed([(topic, waited("250"))])
+    assert [(alert.late_by_s, alert.late) for alert in region.alerts()[1:]] == [(0.75, False)]
+    region.feed([(topic, waited("7200000"))], [(topic, waited("-5"))], [(topic, waited("9" * 40))])
+    assert region.alerts()[-1].late_by_s == 0.5
+    region.feed([region.record("down.verdicts", verdict(tools, tier=Tier.REGION), site="leaf-1")])
+    assert (region.alerts()[-1].state, region.alerts()[-1].late_by_s) == ("retracted", 0.5)
+
+
+def test_an_alert_that_comes_to_the_region_as_a_replayed_dead_letter_is_never_new(tools: ModuleType, region: Desk) -> None:
+    topic, record = region.record("up.alerts", raised(tools), site="leaf-1")
+    region.feed([(topic, msgspec.structs.replace(record, pairs=[*(record.pairs or []), ("headwater.replays", b"1")]))])
+    assert [alert.late for alert in region.alerts()] == [True]
 
 
 # ---- deadlines
@@ -396,7 +531,7 @@ def test_a_restart_reads_its_memory_back_and_a_replay_writes_nothing(tools: Modu
     second = Desk(tools, config, clients)
     second.resolver.restore(places)
     second.feed(*batches, *batches)
-    assert second.written == []
+    assert second.changes() == []
     # the open deadline was taken up too, by the time that the broker gave the result
     (last,) = [r for r in stored(clients, first.resolver.results) if r.key() == b"cam-0/e/0"]
     due = last.timestamp()[1] + 1000
@@ -404,10 +539,33 @@ def test_a_restart_reads_its_memory_back_and_a_replay_writes_nothing(tools: Modu
     assert [output.key for output in second.resolver.overdue(due)] == ["cam-0/e/0"]
     # and what is new is still written
     second.feed([second.record("region.verdicts", verdict(tools, "cam-0/e/0", Tier.REGION))])
-    assert [output.topic.base for output in second.written] == ["results", "alerts"]
+    assert [output.topic.base for output in second.changes()] == ["results", "alerts"]
     # a partition that went takes its memory with it
     second.resolver.forget(places)
     assert second.resolver._memories == {}
+
+
+def test_an_alert_that_was_known_but_not_yet_in_work_before_a_crash_is_judged(tools: ModuleType, kafka: Kafka, prefix: str) -> None:
+    """The log of alerts, which memory is restored from, is ahead of what the resolver has committed."""
+    config = tools.leaf_site(kafka=kafka, topics=Topics(prefix=prefix, partitions=1))
+    clients = Clients(kafka, "test")
+    create_topics(Topology(config), clients)
+    first = Desk(tools, config, clients)
+    first.feed([first.record("region.verdicts", verdict(tools, tier=Tier.REGION))])
+
+    async def write() -> None:
+        sink = Sink(clients)
+        try:
+            await sink.write([*first.written, outputs.alert(first.resolver.alerts, raised(tools))])
+        finally:
+            sink.close()
+
+    asyncio.run(write())
+    second = Desk(tools, config, clients)
+    second.resolver.restore([(topic.name, 0) for topic in second.role.reads()])
+    second.feed([second.record("alerts", raised(tools))])
+    assert [alert.state for alert in second.alerts()] == ["retracted"]
+    assert [alert.state for _, alert in second.passed_on()] == ["retracted"]
 
 
 def stored(clients: Clients, topic: Topic) -> list[KafkaRecord]:

@@ -15,7 +15,9 @@ from schemas.detections import Detection, Detections
 from schemas.envelope import Envelope
 from schemas.frames import Frame, Origin
 from schemas.identity import FOREIGN, MAX_SEQUENCE, RecordId
+from schemas.incidents import Incident, incident_of
 from schemas.rules import Zone
+from schemas.snapshots import LogPlace, Snapshot
 
 # Timings are no law: a busy machine must not fail a test.
 settings.register_profile("headwater", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -115,6 +117,9 @@ def alerts(draw: st.DrawFn) -> m.Alert:
         deadline_ms=draw(counts),
         decided_by=draw(st.none() | st.sampled_from(m.Tier)),
         note=draw(st.none() | texts(0, 2000)),
+        raised_by=draw(st.sampled_from(m.Tier)),
+        order=draw(texts(0, 300)),
+        late_by_s=draw(st.floats(0, allow_infinity=False)),
     )
 
 
@@ -190,6 +195,31 @@ register(
     ),
 )
 register(m.Control, st.builds(m.Control, site=sites, region=sites, inferences_per_s=st.floats(0, 1e6), input_side=st.integers(32, 8192)))
+register(
+    Incident,
+    st.lists(alerts(), min_size=1, max_size=4).map(lambda found: incident_of(sorted(found, key=lambda a: (a.captured_at, a.id)), "gate")),
+)
+log_places = st.builds(
+    LogPlace,
+    topic=texts(1, 128),
+    topic_uuid=texts(1, 128),
+    next_offset=counts,
+    mark_offset=st.integers(-1, MAX_SEQUENCE),
+    mark=texts(0, 32),
+)
+register(
+    Snapshot,
+    st.builds(
+        Snapshot,
+        layout=counts,
+        partition=counts,
+        cluster=texts(1, 128),
+        logs=st.lists(log_places, max_size=3).map(tuple),
+        slot=st.sampled_from("ab"),
+        parts=st.integers(1, 1000),
+        digest=digests,
+    ),
+)
 register(
     m.Position,
     st.builds(

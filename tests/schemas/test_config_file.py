@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas.config import Link, SiteConfig, fields, parse
+from schemas.config import Link, SecondRegion, SiteConfig, fields, parse
 from schemas.config_file import document
 
 LEAF = {"name": "gate-3", "tier": "leaf"}
@@ -15,12 +15,9 @@ REGION = {"name": "north", "tier": "region", "region": {"sites": ["gate-3", "gat
 
 
 def uncommented(text: str) -> str:
-    """Every default taken out of its comment; sentences and the example of a rule stay."""
-    body, _, rest = text.partition("# [[rules]]")
-    rule, mark, rest = rest.partition("\n\n")
-    return "\n".join(
-        part if part is rule else re.sub(r"^# (\[[a-z.]+\]|[a-z_]+ = .*)$", r"\1", part, flags=re.MULTILINE) for part in (body, mark + rest)
-    )
+    """Every default taken out of its comment; sentences stay, and the examples of what may stand many times go."""
+    text = re.sub(r"^# \[\[.*?\n\n", "\n", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^# (\[[a-z.]+\]|[a-z_]+ = .*)$", r"\1", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("values", [LEAF, REGION])
@@ -38,7 +35,7 @@ def _sites(values: dict[str, Any]) -> str:
 def test_every_default_in_a_comment_is_the_default(values: dict[str, Any]) -> None:
     text = uncommented(document(values))
     config = parse(text, {})
-    link = Link() if values is LEAF else None
+    link = Link(second=SecondRegion()) if values is LEAF else None
     expected = parse(document(values), {})
     assert {name: getattr(config, name) for name in SiteConfig.__struct_fields__} == {
         **{name: getattr(expected, name) for name in SiteConfig.__struct_fields__},
@@ -49,11 +46,23 @@ def test_every_default_in_a_comment_is_the_default(values: dict[str, Any]) -> No
 
 def test_the_example_of_a_rule_is_a_rule() -> None:
     example = re.findall(
-        r"^# (\[\[rules\]\]|name = .*|label = .*|min_score = .*|zone = .*)$", document(LEAF).partition("[policy]")[0], re.M
+        r"^# (\[\[rules\]\]|name = .*|label = .*|min_score = .*|zone = .*)$", document(LEAF).partition("[[shared_zones]]")[0], re.M
     )
     start = example.index("[[rules]]")
     (rule,) = parse('name = "a"\ntier = "leaf"\n' + "\n".join(example[start:]), {}).rules
     assert rule.zone
+
+
+def test_the_example_of_a_shared_zone_is_one() -> None:
+    example = "\n".join(re.findall(r"^# (\[\[shared_zones\]\]|name = \"gate\"|sources = \[.*)$", document(LEAF), re.M))
+    (zone,) = parse('name = "a"\ntier = "leaf"\n' + example, {}).shared_zones
+    assert len(zone.sources) == 2
+
+
+def test_the_example_of_a_fallback_is_a_fallback() -> None:
+    example = "\n".join(re.findall(r"^# (\[\[detector\.fallbacks\]\]|sizes = \[160\])$", document(LEAF), re.M))
+    (fallback,) = parse('name = "a"\ntier = "leaf"\n' + example, {}).detector.fallbacks
+    assert fallback.sizes == (160,)
 
 
 def test_every_field_of_a_leaf_is_there_with_its_sentence() -> None:

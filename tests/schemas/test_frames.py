@@ -153,3 +153,45 @@ def test_a_broken_envelope_is_not_taken_for_a_foreign_record() -> None:
 def test_a_frame_is_checked_when_it_is_built(field: str, value: Any, expectation: str) -> None:
     with pytest.raises(InvalidFrame, match=expectation):
         msgspec.structs.replace(OURS, **{field: value})
+
+
+# ---- frames that were replayed from their dead letters
+
+FIRST_MS = round(NOON.timestamp() * 1000) - 90_000
+
+
+def test_a_replayed_frame_of_ours_says_how_often_and_how_old_it_is() -> None:
+    frame = read_frame(
+        JPEG_BYTES, b"cam-1", [*OURS.to_headers(), ("headwater.appended", b"%d" % FIRST_MS), ("headwater.replays", b"2")], ORIGIN
+    )
+    assert (frame.id, frame.captured_at, frame.replays, frame.waited_s) == (OURS.id, OURS.captured_at, 2, 90.0)
+    assert read_frame(JPEG_BYTES, b"cam-1", OURS.to_headers(), ORIGIN).waited_s == 0.0
+
+
+@given(st.none() | st.binary(), st.from_type(Origin))
+def test_a_replayed_foreign_frame_keeps_its_id_source_and_time(key: bytes | None, again: Origin) -> None:
+    first = read_frame(JPEG_BYTES, key, None, ORIGIN)
+    headers = [("headwater.origin", str(first.id).encode()), ("headwater.replays", b"1")]
+    later = msgspec.structs.replace(again, topic=ORIGIN.topic, appended_at=NOON + dt.timedelta(hours=1))
+    ms = round(ORIGIN.appended_at.timestamp() * 1000)
+    frame = read_frame(JPEG_BYTES, key, [*headers, ("headwater.appended", b"%d" % ms)], later)
+    assert (frame.id, frame.source, frame.captured_at) == (first.id, first.source, first.captured_at)
+    assert (frame.replays, frame.waited_s) == (1, 3600.0)
+
+
+@pytest.mark.parametrize("origin", [b"", b"cam-1/e/7", b"kafka/c/u/3", b"kafka/c/u/3/-1", b"\xff", b"kafka/c/u/x/1"])
+def test_an_origin_that_names_no_place_is_refused(origin: bytes) -> None:
+    with pytest.raises(InvalidFrame):
+        read_frame(JPEG_BYTES, b"k", [("headwater.origin", origin)], ORIGIN)
+
+
+@given(replays=st.binary(max_size=30), appended=st.binary(max_size=30) | st.integers(0, 10**18).map(lambda n: b"%d" % n))
+def test_other_words_about_a_replay_never_refuse_a_frame(replays: bytes, appended: bytes) -> None:
+    headers = [("headwater.replays", replays), ("headwater.appended", appended)]
+    for frame in (
+        read_frame(JPEG_BYTES, b"k", [*headers, ("headwater.origin", b"kafka/c/u/3/1")], ORIGIN),
+        read_frame(JPEG_BYTES, b"cam-1", [*OURS.to_headers(), *headers], ORIGIN),
+    ):
+        assert frame.captured_at <= NOON
+        assert frame.waited_s >= 0
+        assert 0 <= frame.replays <= 1_000_000

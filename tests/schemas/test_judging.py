@@ -1,10 +1,12 @@
-"""Rules and zones, and how an alert follows the answers on its own frame whatever order they come in."""
+"""Rules and zones, and how an alert follows the joined answer on its own frame: whatever order answers and copies of the alert come in,
+and however often, it ends the same."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import cv2
@@ -14,10 +16,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from schemas.alerts import join_alerts, judge, lateness_s, latest, state_of
 from schemas.detections import Detection, Detections
-from schemas.messages import RANK, Alert, AlertState, Result, Status, Tier, Verdict
+from schemas.messages import LATE_S, LEAF_PREFERRED_RANK, Alert, AlertState, Result, Status, Tier, Verdict
 from schemas.records import InvalidRecord
-from schemas.resolution import join, judge, result_of, unanswered
+from schemas.resolution import clamp, join, result_of, unanswered
 from schemas.rules import MAX_POINTS, Point, Zone, best_match
 
 NOON = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
@@ -177,10 +180,6 @@ LEAF = answer([PERSON], tier=Tier.LEAF, rank=10, status=Status.PROVISIONAL, dead
 PASSED = unanswered(LEAF)
 
 
-def state_of(alert: Alert | None) -> AlertState | None:
-    return None if alert is None else alert.state
-
-
 @pytest.mark.parametrize(
     ("seen", "state"),
     [
@@ -195,29 +194,32 @@ def state_of(alert: Alert | None) -> AlertState | None:
     ],
 )
 def test_a_higher_tier_confirms_or_retracts_by_class_score_and_foot(seen: list[Detection], state: AlertState) -> None:
-    for tier, rank in ((Tier.REGION, 20), (Tier.CLOUD, 30)):
-        later = judge(ALERT, result_of(answer(seen, tier=tier, rank=rank)))
-        assert later == msgspec.structs.replace(ALERT, state=state, version=state.height, decided_by=tier)
+    for tier, rank in ((Tier.REGION, 20), (Tier.CLOUD, 30), (Tier.LEAF, LEAF_PREFERRED_RANK)):
+        result = result_of(answer(seen, tier=tier, rank=rank))
+        later = judge(ALERT, result)
+        assert later is not None
+        assert later == msgspec.structs.replace(ALERT, state=state, version=state.height, decided_by=tier, order=later.order)
+        assert later.order.startswith(result.order)
 
 
 @pytest.mark.parametrize(
     "verdict",
-    [
-        LEAF,
-        answer([], tier=Tier.LEAF, rank=10),
-        answer([PERSON], tier=Tier.LEAF, rank=10),
-        answer([], tier=Tier.LEAF, rank=25),  # a preferred leaf's own answer
-        answer([], status=Status.FAILED),
-        answer([], status=Status.PROVISIONAL, deadline_ms=5),
-    ],
+    [LEAF, answer([], tier=Tier.LEAF, rank=10), answer([PERSON], tier=Tier.LEAF, rank=10), answer([], status=Status.FAILED)],
 )
-def test_what_is_no_answer_of_a_higher_tier_changes_nothing(verdict: Verdict) -> None:
+def test_a_leafs_ordinary_answer_and_a_failed_one_decide_nothing(verdict: Verdict) -> None:
+    assert state_of(ALERT, result_of(verdict)) is AlertState.RAISED
     assert judge(ALERT, result_of(verdict)) is None
+
+
+def test_a_higher_tiers_provisional_answer_decides_until_a_better_one_comes() -> None:
+    """It is the joined result, and a passed deadline, which it beats, would decide as well."""
+    assert state_of(ALERT, result_of(answer([], status=Status.PROVISIONAL, deadline_ms=5))) is AlertState.RETRACTED
 
 
 def test_a_deadline_that_passed_leaves_it_unreviewed() -> None:
     later = judge(ALERT, result_of(PASSED))
-    assert later == msgspec.structs.replace(ALERT, state=AlertState.UNREVIEWED, version=1)
+    assert later is not None
+    assert later == msgspec.structs.replace(ALERT, state=AlertState.UNREVIEWED, version=1, order=later.order)
     assert later.decided_by is None, "nobody decided"
 
 
@@ -226,94 +228,160 @@ def test_a_result_of_another_record_is_no_answer() -> None:
         judge(ALERT, result_of(answer(id="cam-1/e/1")))
 
 
-CHAIN = [AlertState.RAISED, AlertState.UNREVIEWED, AlertState.RETRACTED, AlertState.CONFIRMED, AlertState.JUDGED]
-some_answers = st.sampled_from(
-    [LEAF, PASSED, answer(), answer([PERSON]), answer([], tier=Tier.CLOUD, rank=30), answer([], status=Status.FAILED)]
-)
+def test_messages_of_different_alerts_do_not_join() -> None:
+    with pytest.raises(ValueError, match="alert-1 and alert-2"):
+        join_alerts(ALERT, msgspec.structs.replace(ALERT, id="alert-2"))
 
 
-@given(st.sampled_from(CHAIN), some_answers)
-def test_states_only_climb_and_the_same_answer_says_nothing_new(state: AlertState, verdict: Verdict) -> None:
-    alert = msgspec.structs.replace(ALERT, state=state, version=CHAIN.index(state))
-    later = judge(alert, result_of(verdict))
-    if later is not None:
-        assert CHAIN.index(later.state) > CHAIN.index(state)
-        assert later.version == CHAIN.index(later.state)
-        assert judge(later, result_of(verdict)) is None
-        kept = {name for name in Alert.__struct_fields__ if getattr(later, name) == getattr(alert, name)}
-        assert set(Alert.__struct_fields__) - kept <= {"state", "version", "decided_by"}
+JUDGED = msgspec.structs.replace(ALERT, state=AlertState.JUDGED, version=4)
 
 
-def follow(events: Sequence[Verdict | None]) -> Alert:
-    """What a resolver does: joins what comes, lets the alert follow each new join, and looks once at what it knows when the alert itself
-    comes (None)."""
-    alert: Alert | None = None
-    result: Result | None = None
-    for event in events:
-        if event is None:
-            alert = ALERT
-        else:
-            joined = join(result, result_of(event))
-            if result is not None and joined.order == result.order:
-                continue
-            result = joined
-        if alert is not None and result is not None:
-            alert = judge(alert, result) or alert
-    assert alert is not None
-    return alert
+@pytest.mark.parametrize("verdict", [PASSED, answer(), answer([PERSON]), answer([], tier=Tier.CLOUD, rank=30)])
+def test_what_a_person_has_judged_no_answer_changes(verdict: Verdict) -> None:
+    assert judge(JUDGED, result_of(verdict)) is None
+    by_machine = judge(ALERT, result_of(verdict))
+    assert by_machine is not None
+    assert join_alerts(JUDGED, by_machine) == join_alerts(by_machine, JUDGED) == JUDGED
 
 
-higher = st.sampled_from([(Tier.REGION, 20), (Tier.CLOUD, 30)])
-
-
-@st.composite
-def stories(draw: st.DrawFn) -> tuple[list[Verdict], AlertState]:
-    """Verdicts on the alert's frame, of whose higher tiers all see the object, or none do; and the state that this calls for."""
-    there = draw(st.booleans())
-    verdicts = [LEAF]
-    if draw(st.booleans()):
-        verdicts.append(PASSED)
-    for tier, rank in draw(st.lists(higher, max_size=3)):
-        others = draw(
-            st.lists(st.sampled_from([Detection("car", 0.9, 0.4, 0.2, 0.6, 0.8), Detection("person", 0.9, 0, 0, 0.1, 0.1)]), max_size=2)
-        )
-        verdicts.append(
-            answer(
-                [*others, PERSON] if there else others,
-                tier=tier,
-                rank=rank,
-                generation=draw(st.integers(0, 3)),
-                confidence=draw(shares),
-                status=draw(st.sampled_from([Status.FINAL, Status.FINAL, Status.FAILED])),
-            )
-        )
-    answered = any(v.status is Status.FINAL for v in verdicts)
-    passed = PASSED in verdicts
-    state = (
-        (AlertState.CONFIRMED if there else AlertState.RETRACTED) if answered else AlertState.UNREVIEWED if passed else AlertState.RAISED
-    )
-    return verdicts, state
-
-
-@given(stories(), st.data())
-def test_in_whatever_order_answers_come_the_alert_ends_in_the_same_state(
-    story: tuple[list[Verdict], AlertState], data: st.DataObject
-) -> None:
-    verdicts, state = story
-    again = data.draw(st.lists(st.sampled_from(verdicts), max_size=3))
-    events: list[Verdict | None] = data.draw(st.permutations([*verdicts, *again, None]))
-    assert follow(events).state is state
+def test_the_chain_orders_what_an_older_version_wrote_without_an_order() -> None:
+    chain = [AlertState.RAISED, AlertState.UNREVIEWED, AlertState.RETRACTED, AlertState.CONFIRMED]
+    old = [msgspec.structs.replace(ALERT, state=state, version=state.height) for state in chain]
+    for low, high in zip(old, [*old[1:], JUDGED], strict=True):
+        assert join_alerts(low, high) == join_alerts(high, low) == high
+    again = judge(old[-1], result_of(answer()))
+    assert again is not None, "an answer that is known decides anew"
+    assert again.state is AlertState.RETRACTED
 
 
 @pytest.mark.parametrize("region", [answer(), answer([PERSON])], ids=["retracts", "confirms"])
-def test_a_region_that_answers_before_or_after_the_deadline(region: Verdict) -> None:
-    before, after = follow([None, LEAF, region, PASSED]), follow([None, LEAF, PASSED, region])
-    assert before == after
-    assert before.decided_by is Tier.REGION
-    assert RANK[Tier.REGION] == region.rank
+def test_a_better_answer_that_comes_later_decides_anew_and_a_worse_one_never(region: Verdict) -> None:
+    cloud = answer([] if region.detections else [PERSON], tier=Tier.CLOUD, rank=30)
+    state = AlertState.RETRACTED if region.detections else AlertState.CONFIRMED
+    for order in ([region, cloud], [cloud, region], [PASSED, region, cloud, PASSED]):
+        assert end_of([ALERT], [LEAF, *order]).state is state
 
 
-def test_what_was_confirmed_stays_confirmed() -> None:
-    """Alerts are read by maximum, and the chain puts confirmed above retracted: also against a better answer that sees nothing."""
-    assert follow([None, LEAF, answer([PERSON]), answer([], tier=Tier.CLOUD, rank=30)]).state is AlertState.CONFIRMED
-    assert follow([None, LEAF, answer([]), answer([PERSON], tier=Tier.CLOUD, rank=30)]).state is AlertState.CONFIRMED
+def end_of(copies: Sequence[Alert], verdicts: Sequence[Verdict], order: Sequence[int] = ()) -> Alert:
+    """What a resolver's memory holds in the end: it joins what comes, and judges by what it knows."""
+    events: list[Alert | Verdict] = [*copies, *verdicts]
+    alert: Alert | None = None
+    result: Result | None = None
+    written: list[Alert] = []
+    for event in [events[at] for at in order] or events:
+        if isinstance(event, Alert):
+            alert = join_alerts(alert, event)
+        else:
+            result = join(result, result_of(event))
+        if alert is not None:
+            alert = (judge(alert, result) if result is not None else None) or alert
+            written.append(alert)
+    assert alert is not None
+    decided = [each for each in written if each.order]
+    assert [each.order for each in decided] == sorted(each.order for each in decided), "readers by maximum believe what came last"
+    if decided:
+        assert latest(*written[::-1]) == alert, "and so do those who read in any order"
+    return alert
+
+
+COPIES = [
+    ALERT,
+    msgspec.structs.replace(ALERT, late_by_s=7.5),
+    msgspec.structs.replace(ALERT, site="leaf-2", model_digest="2" * 64, late_by_s=0.2),
+    msgspec.structs.replace(ALERT, site="leaf-2", zone=Zone([(0, 0), (0.1, 0), (0.1, 0.1)]), late_by_s=3.0),  # a site with another rule
+    msgspec.structs.replace(ALERT, raised_by=Tier.REGION, site="zz", min_score=0.9, late_by_s=60.0),
+]
+ANSWERS = [
+    LEAF,
+    PASSED,
+    answer([PERSON], tier=Tier.LEAF, rank=LEAF_PREFERRED_RANK),
+    *(
+        answer(seen, tier=tier, rank=rank, generation=generation, confidence=confidence, status=status, **more)
+        for seen in ([], [PERSON], [Detection("person", 0.95, 0.4, 0.2, 0.6, 0.8)])
+        for tier, rank in ((Tier.REGION, 20), (Tier.CLOUD, 30))
+        for generation, confidence in ((0, 0.5), (1, 0.2))
+        for status, more in ((Status.FINAL, {}), (Status.FAILED, {}), (Status.PROVISIONAL, {"deadline_ms": 9}))
+    ),
+]
+
+
+def oracle_state(copies: Sequence[Alert], verdicts: Sequence[Verdict]) -> tuple[AlertState, Tier | None]:
+    """By hand: the raise that holds, judged by the answer that is preferred."""
+    leafs = [copy for copy in copies if copy.raised_by is Tier.LEAF]
+    site = max(copy.site for copy in leafs or copies)
+    raises = {(copy.min_score, copy.zone) for copy in leafs or copies if copy.site == site}
+    best = max(verdicts, key=lambda v: result_of(v).order, default=None)
+    if best is None or best.rank < 20 or best.status is Status.FAILED:
+        return AlertState.RAISED, None
+    if best.status is Status.UNANSWERED:
+        return AlertState.UNREVIEWED, None
+    assume(len(raises) == 1)  # of one site's two rules of one name either may hold
+    ((min_score, zone),) = raises
+    seen = any(d.label == "person" and d.score >= min_score and oracle(zone, ((d.x0 + d.x1) / 2, d.y1)) for d in best.detections)
+    return AlertState.CONFIRMED if seen else AlertState.RETRACTED, best.tier
+
+
+@given(st.lists(st.sampled_from(COPIES), min_size=1, max_size=4), st.lists(st.sampled_from(ANSWERS), max_size=5), st.data())
+def test_in_whatever_order_and_however_often_all_comes_the_alert_ends_the_same(
+    copies: list[Alert], verdicts: list[Verdict], data: st.DataObject
+) -> None:
+    everything = list(range(len(copies) + len(verdicts)))
+    order = data.draw(st.permutations(everything + data.draw(st.lists(st.sampled_from(everything), max_size=4))))
+    end = end_of(copies, verdicts, order)
+    assert end == end_of(copies, verdicts)
+    assert (end.state, end.decided_by) == oracle_state(copies, verdicts)
+    assert end.late_by_s == min(copy.late_by_s for copy in copies)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
+def test_two_sites_whose_rules_of_one_name_differ_are_judged_by_the_one_that_holds(order: list[int]) -> None:
+    """Also where the other was judged first, by the same answer."""
+    elsewhere = msgspec.structs.replace(ALERT, site="leaf-2", zone=Zone([(0, 0), (0.1, 0), (0.1, 0.1)]))
+    end = end_of([ALERT, elsewhere], [answer([PERSON])], order)
+    assert (end.site, end.zone, end.state) == ("leaf-2", elsewhere.zone, AlertState.RETRACTED)
+
+
+messages = st.builds(
+    lambda copy, verdict: copy if verdict is None else judge(copy, result_of(verdict)) or copy,
+    st.sampled_from([*COPIES, JUDGED, msgspec.structs.replace(JUDGED, note="no")]),
+    st.none() | st.sampled_from(ANSWERS),
+)
+
+
+@given(messages, messages, messages)
+def test_messages_of_an_alert_form_a_semilattice(a: Alert, b: Alert, c: Alert) -> None:
+    assert join_alerts(a, b) == join_alerts(b, a)
+    assert join_alerts(join_alerts(a, b), c) == join_alerts(a, join_alerts(b, c))
+    assert join_alerts(a, a) == a
+    assert join_alerts(None, a) == a
+    assert reduce(join_alerts, [b, a, c, b]) == latest(c, b, a)
+
+
+@given(st.sampled_from(ANSWERS), st.sampled_from(ANSWERS))
+def test_the_same_answer_says_nothing_new_and_changes_nothing_but_the_state(first: Verdict, verdict: Verdict) -> None:
+    alert = judge(ALERT, result_of(first)) or ALERT
+    later = judge(alert, result_of(verdict))
+    if later is not None:
+        assert judge(later, result_of(verdict)) is None
+        assert judge(later, result_of(first)) is None
+        kept = {name for name in Alert.__struct_fields__ if getattr(later, name) == getattr(alert, name)}
+        assert set(Alert.__struct_fields__) - kept <= {"state", "version", "decided_by", "order"}
+
+
+@given(st.sampled_from([Status.PROVISIONAL, Status.UNANSWERED]), st.integers(0, 99), st.booleans())
+def test_also_where_the_leaf_is_preferred_the_answer_that_is_waited_for_holds(status: Status, rank: int, there: bool) -> None:
+    """Otherwise an alert there would stay raised, or unreviewed, for ever."""
+    claimed = answer([PERSON], tier=Tier.LEAF, rank=rank, status=status, deadline_ms=9 if status is Status.PROVISIONAL else None)
+    waits = clamp(claimed, Tier.LEAF)
+    region = answer([PERSON] if there else [])
+    assert end_of([ALERT], [waits, region]).state is (AlertState.CONFIRMED if there else AlertState.RETRACTED)
+    if status is Status.PROVISIONAL:
+        assert end_of([ALERT], [waits, unanswered(waits)]).state is AlertState.UNREVIEWED
+        assert end_of([ALERT], [waits, unanswered(waits), region]) == end_of([ALERT], [waits, region])
+
+
+def test_late_is_what_waited_long_and_what_was_replayed() -> None:
+    assert not msgspec.structs.replace(ALERT, late_by_s=lateness_s(LATE_S - 0.01)).late
+    assert msgspec.structs.replace(ALERT, late_by_s=lateness_s(LATE_S)).late
+    assert msgspec.structs.replace(ALERT, late_by_s=lateness_s(0.001, replayed=True)).late
+    assert lateness_s(3600.0004, replayed=True) == 3600.0

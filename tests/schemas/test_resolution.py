@@ -150,7 +150,8 @@ def test_a_topic_decides_tier_and_site_and_bounds_the_rank(v: Verdict, tier: Tie
     clamped = clamp(v, tier, site)
     assert clamped.tier is tier
     assert clamped.site == (site or v.site)
-    assert clamped.rank == min(v.rank, MAX_RANK[tier])
+    waits = {Status.PROVISIONAL: RANK[tier], Status.UNANSWERED: RANK[Tier.REGION]}  # who waits outranks no answer
+    assert clamped.rank == min(v.rank, MAX_RANK[tier], waits.get(v.status, 99))
     assert clamp(clamped, tier, site) == clamped
     assert msgspec.structs.replace(clamped, tier=v.tier, site=v.site, rank=v.rank) == v, "and nothing else"
 
