@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import logging
+import os
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +18,35 @@ from mode import Service
 
 from agents.cascade.budgets import Budgets
 from agents.cascade.policy import make_policy
+from agents.hearing import Hearing
+from agents.incidents import Incidents
 from agents.inference.detector import Detector, load
 from agents.leaf import Leaf
+from agents.questions import Questions
+from agents.reach import Reach
 from agents.region import Region
 from agents.resolver import Resolver
+from agents.sight import Sight, slow_limit_s
+from agents.snapshots import Snapshotter
+from agents.steps import rungs_of
 from schemas.config import SiteConfig
 from schemas.errors import Fault
-from schemas.identity import foreign_id
-from schemas.intervals import Intervals
-from schemas.messages import Alert, Control, Drop
+from schemas.links import LinkState
+from schemas.messages import Alert, Control
 from schemas.records import InvalidRecord
 from streams import outputs, telemetry
+from streams.accounts import Accounting
 from streams.app import ColdRecord, cold_agent, hot_agent, make_app, run_worker
-from streams.batches import BatchSource, Lost
+from streams.batches import BatchSource, Lost, Place
 from streams.clients import BrokerUnavailable, Clients
-from streams.delivery import Delivery
+from streams.delivery import Delivery, Emitted, Rejected
+from streams.disk import DiskGuard, Relief
+from streams.laws import own
+from streams.lost import drops_of
 from streams.merging import ReadRefused, TopicMissing
-from streams.reader import read
+from streams.message import KafkaRecord
+from streams.quarantine import Quarantine
+from streams.reader import Stored, read
 from streams.sink import Sink
 from streams.topology import Role, RoleView, Topic, Topology
 
@@ -87,7 +102,14 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     role = topology.role(Role.LEAF)
     clients = Clients(config.kafka, f"{config.name}.leaf")
     info = _existing(clients, role)
-    detector = _detector(config, models)
+    sight = Sight(
+        rungs_of(config, models),
+        slow_s=slow_limit_s(config),
+        hang_s=config.engine.hang_ms / 1000,
+        load_s=config.engine.load_s,
+        workers=config.engine.workers,
+    )
+    sight.start()
     sink = Sink(clients)
     budgets = Budgets(
         bytes_per_s=config.policy.budget_bytes_per_s,
@@ -96,12 +118,14 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         clock=time.monotonic,
     )
     frames = role.read("frames")
+    reach = Reach()
+    guard = _disk_guard(config, topology, clients, sink)
+    questions = Questions(config, role, make_policy(config.policy), budgets, reach, guard)
     leaf = Leaf(
         config,
         role,
-        detector,
-        make_policy(config.policy),
-        budgets,
+        sight,
+        questions,
         cluster=info.id,
         frames_uuid=info.topics[frames.name][0],
         clock=sink.clock,
@@ -111,29 +135,37 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     async def heed(record: ColdRecord) -> None:
         leaf.heed(Control.from_bytes(record.value() or b""))
 
+    # Every worker hears both below; this one sees to dead letters, and Faust starts no agent without a topic of its own.
     cold_agent(app, role.read("control"), role.write("control.dlq"), heed, lambda: sink, role.group())
 
+    def hear_link(stored: Stored) -> None:
+        appended = stored.appended_at
+        age_s = 0.0 if appended is None else sink.clock.age_s(round(appended.timestamp() * 1000))
+        reach.heed(LinkState.from_bytes(stored.value or b""), age_s, dt.datetime.now(dt.UTC))
+
+    def hear_control(stored: Stored) -> None:
+        leaf.heed(Control.from_bytes(stored.value or b""))
+
+    hearing = Hearing(clients, {role.read("link.state"): hear_link, role.read("control"): hear_control})
+
     def explain(lost: Lost) -> None:
-        """Offsets that retention took become a drop of the partition, as foreign records are accounted; it is written before anything
-        beyond them is read."""
-        place = foreign_id(info.id, info.topics[lost.topic.name][0], lost.partition, lost.first)
-        drop = Drop(
-            source=place.source,
-            epoch=place.epoch,
-            site=config.name,
-            stage="leaf",
-            reason="retention",
-            ranges=Intervals([(lost.first, lost.last)]).to_ranges(),
-        )
+        """Offsets that retention took become drops of the epochs they belonged to, written before anything beyond them is read."""
         telemetry.DROPPED.labels("retention").inc(lost.last - lost.first + 1)
-        sink.write_blocking([outputs.drop(role.write("drops"), drop, dt.datetime.now(dt.UTC))])
+        now, topic = dt.datetime.now(dt.UTC), role.write("drops")
+        sink.write_blocking([outputs.drop(topic, drop, now) for drop in drops_of(topology, clients, info, lost)])
 
-    def recall(_: object) -> None:
-        """Partitions come with what was raised on them lately, whoever raised it."""
+    # Frames may be read again that are as old as is let in; the alerts on them, and those that muted others then, are known again.
+    horizon_s = max((rule.cooldown_s for rule in config.rules), default=0.0) + config.ingress.max_age_ms / 1000 + RECALL_S
+
+    def recall(places: list[Place]) -> None:
+        """Partitions come with what was raised on them lately, whoever raised it, and with their share of the site's budgets."""
+        questions.share(len(places) / frames.partitions)
         if config.rules:
-            leaf.recall(_alerts_since(clients, role.read("alerts"), max(rule.cooldown_s for rule in config.rules) + RECALL_S))
+            leaf.recall(_alerts_since(clients, role.read("alerts"), horizon_s))
 
-    delivery = Delivery(sink, leaf.work, _dead_letters(role), role.group())
+    quarantine = Quarantine(folder, role.role, work_limit_s=config.engine.work_limit_s)
+    places = {frames.name: (info.id, info.topics[frames.name][0])}
+    delivery = Delivery(sink, leaf.work, _dead_letters(role), role.group(), quarantine=quarantine, places=places)
     source = BatchSource(
         clients,
         [frames],
@@ -145,7 +177,9 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         in_flight=4,
         settings={"fetch.message.max.bytes": frames.max_message_bytes, "queued.max.messages.kbytes": 16 << 10},
     )
-    return _run(app, sink, leaf, source)
+    if guard is not None:
+        guard.leads = lambda: (frames.name, 0) in source.assigned  # of several workers one makes room
+    return _run(app, sink, leaf, quarantine, source, hearing, *filter(None, [guard]))
 
 
 def run_region(config: SiteConfig, folder: Path, models: Path) -> int:
@@ -155,9 +189,10 @@ def run_region(config: SiteConfig, folder: Path, models: Path) -> int:
     _existing(clients, role)
     detector = _detector(config, models)
     sink = Sink(clients)
-    region = Region(config, role, detector)
+    region = Region(config, role, detector, sink.clock)
     app = make_app(config, role, folder)
-    delivery = Delivery(sink, region.work, _dead_letters(role), role.group())
+    quarantine = Quarantine(folder, role.role, work_limit_s=config.engine.work_limit_s)
+    delivery = Delivery(sink, region.work, _dead_letters(role), role.group(), quarantine=quarantine)
     source = BatchSource(
         clients,
         role.reads(),
@@ -167,42 +202,82 @@ def run_region(config: SiteConfig, folder: Path, models: Path) -> int:
         in_flight=4,
         settings={"fetch.message.max.bytes": 4 << 20},
     )
-    return _run(app, sink, region, source, Announcements(region, sink))
+    return _run(app, sink, region, quarantine, source, Announcements(region, sink))
 
 
-def run_resolver(config: SiteConfig, folder: Path) -> int:
-    """Run the resolver of either tier; returns its exit code. Raises as `run_leaf` does."""
+def run_resolver(config: SiteConfig, folder: Path, instance: int = 1) -> int:
+    """Run the resolver of either tier; returns its exit code. Raises as `run_leaf` does.
+
+    Parameters
+    ----------
+    instance
+        Its place in the group, which is fixed: two processes of one number would end each other, those of different ones share the work.
+    """
     role = Topology(config).role(Role.RESOLVER)
     clients = Clients(config.kafka, f"{config.name}.resolver")
-    _existing(clients, role)
+    for each in (role, role.topology.role(Role.ACCOUNTANT)):
+        _existing(clients, each)
     sink = Sink(clients, linger_ms=2)
-    resolver = Resolver(config, role, clients)
+    resolver, incidents = Resolver(config, role, clients), Incidents(config, role, clients)
+
+    def assigned(places: list[Place]) -> None:
+        resolver.restore(places)
+        incidents.restore(places)
+
+    def revoked(places: list[Place]) -> None:
+        resolver.forget(places)
+        incidents.forget(places)
+
+    def work(topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> AsyncIterator[Emitted | Rejected]:
+        return (incidents if topic.name == incidents.alerts.name else resolver).work(topic, partition, records)
+
     app = make_app(config, role, folder)
-    delivery = Delivery(sink, resolver.work, _dead_letters(role), role.group())
+    quarantine = Quarantine(folder, role.role, work_limit_s=config.engine.work_limit_s)
+    delivery = Delivery(sink, work, _dead_letters(role), role.group(), quarantine=quarantine)
     source = BatchSource(
         clients,
-        [topic for topic in role.reads() if topic.writers != {Role.RESOLVER}],  # what only it writes is what it restores itself from
+        [topic for topic in role.reads() if not own(topic, Role.RESOLVER)],  # what only it writes is what it restores itself from
         role.group(),
         hot_agent(app, f"{role.group()}.verdicts", delivery, concurrency=8),
-        on_assigned=resolver.restore,
-        on_revoked=resolver.forget,
+        on_assigned=assigned,
+        on_revoked=revoked,
         max_records=500,
         in_flight=8,
         settings={
-            "group.instance.id": role.group(),  # a restart takes up the same partitions, and both inputs stay together
+            "group.instance.id": role.group()
+            + (f".{instance}" if instance > 1 else ""),  # a restart takes up the same partitions, and both inputs stay together
             "max.poll.interval.ms": 3_600_000,  # restoring is done within a poll, and may have gigabytes to read
         },
     )
-    return _run(app, sink, resolver, source, Deadlines(resolver, sink))
+    return _run(
+        app,
+        sink,
+        resolver,
+        quarantine,
+        source,
+        Deadlines(resolver, sink),
+        Snapshotter(resolver.snapshots, sink, resolver.grown),
+        Accounting(role.topology, clients, sink, instance=instance),
+    )
 
 
-def _run(app: faust.App, sink: Sink, agent: Any, *services: Service) -> int:
+def _run(app: faust.App, sink: Sink, agent: Any, quarantine: Quarantine, *services: Service) -> int:
+    # Faust's own group has nothing that could not wait, and its app does not start before it: a worker that was killed and starts again
+    # takes its old place in it at once. The place goes with the journal, which one process holds at a time.
+    place = f"{socket.gethostname()}.{quarantine.journal.path}"
+    app.conf.consumer_group_instance_id = f"{quarantine.journal.path.stem}.{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    code = 1
     try:
-        return run_worker(app, *services)
+        code = run_worker(app, quarantine, *services)
+        return code
     finally:
         sink.close()
         if hasattr(agent, "close"):
             agent.close()
+        if getattr(agent, "stuck", 0):
+            log.warning("threads hang in an engine: the process ends without waiting for them", extra={"threads": agent.stuck})
+            logging.shutdown()
+            os._exit(code)  # libraries' own clean-up is not made for threads that still run in them
 
 
 def _alerts_since(clients: Clients, topic: Topic, age_s: float) -> Iterator[Alert]:
@@ -231,6 +306,13 @@ def _dead_letters(role: RoleView) -> Any:
         return role.write(f"{topic.base}.dlq", topic.site)
 
     return find
+
+
+def _disk_guard(config: SiteConfig, topology: Topology, clients: Clients, sink: Sink) -> DiskGuard | None:
+    """The guard of the disk that the broker's log lies on; None where that is not this machine's."""
+    if not config.disk.path:
+        return None
+    return DiskGuard(config.disk, Path(config.disk.path), Relief(topology, clients, sink))
 
 
 def _existing(clients: Clients, role: RoleView) -> Any:

@@ -169,7 +169,7 @@ def load(detector: Settings, engine: EngineSettings, models: Path) -> Detector:
         digests.append(digest)
         eye, labels = _open(networks[path], side, family, engine, label_sets)
         eyes.append(eye)
-    return Detector(detector, family, eyes, labels, detector.name or _name(detector), "".join(digests))
+    return Detector(detector, family, eyes, labels, detector.name or name_of(detector), "".join(digests))
 
 
 def model_file(detector: Settings, side: int, models: Path) -> tuple[Path, str]:
@@ -204,7 +204,8 @@ def _open(
     raise Misfit(f'{network.path} does not fit detector.family = "{family.NAME}": {misfit}{hint}') from None
 
 
-def _name(settings: Settings) -> str:
+def name_of(settings: Settings) -> str:
+    """What a model is called that was given no name: what it is, its sizes and its precision."""
     sizes = "+".join(map(str, settings.sizes))
     if settings.model == store.OWN_MODEL:
         return f"{settings.model} {sizes} {'int8' if settings.quantized else 'fp32'}"

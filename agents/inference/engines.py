@@ -23,7 +23,9 @@ log = logging.getLogger("headwater.engine")
 
 
 class NoEngine(Fault, RuntimeError):
-    """None of the engines that were asked for can run the model; the message says why, for each."""
+    """None of the engines that were asked for can run the model; the message says why, for each. `reasons` are these alone."""
+
+    reasons = ""
 
 
 class EngineFailed(RuntimeError):
@@ -78,8 +80,13 @@ class Engine:
         self.outputs = tuple(Output(port.name, array.shape, port.operator) for port, array in zip(network.outputs, arrays, strict=True))
 
     def predict(self, picture: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The outputs, in the order of the network's, for one prepared picture [1, 3, side, side]; raises `EngineFailed`."""
-        return self.run({self._image.name: picture.astype(self._image.dtype, copy=False), **self._constants})
+        """The outputs, in the order of the network's, for one prepared picture [1, 3, side, side]; raises `EngineFailed`, also for
+        outputs that are not numbers: a broken device would else be taken for an empty scene."""
+        outputs = self.run({self._image.name: picture.astype(self._image.dtype, copy=False), **self._constants})
+        for port, array in zip(self.network.outputs, outputs, strict=True):
+            if array.dtype.kind == "f" and array.size and np.isnan(array.min()):  # one pass: a minimum of anything with NaN is NaN
+                raise EngineFailed(f"{self.description}: the output {port.name} holds NaN")
+        return outputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """The outputs for all inputs by name; raises `EngineFailed`."""
@@ -116,7 +123,9 @@ def open_engine(network: Network, side: int, settings: Settings) -> Engine:
             return engine
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     hint = "" if "cpu" in settings.prefer else '; add "cpu" at the end of engine.prefer to run all the same'
-    raise NoEngine(f"no engine for {network.path.name} ({reasons}){hint}")
+    nothing = NoEngine(f"no engine for {network.path.name} ({reasons}){hint}")
+    nothing.reasons = reasons
+    raise nothing
 
 
 def _start(name: str, network: Network, side: int, settings: Settings) -> _Running:

@@ -69,6 +69,12 @@ def find(folder: Path, side: int, quantized: bool) -> tuple[Path, str]:
     return path, digest
 
 
+def files(folder: Path, side: int, quantized: bool) -> tuple[Path, Path]:
+    """The files that `find` reads for an input side, whether or not they are there."""
+    path = folder / _file_name("int8" if quantized else "fp32", side if quantized else 0)
+    return path, path.with_suffix(".json")
+
+
 def put(folder: Path, content: Path, precision: Precision, side: int, made_with: str) -> Entry:
     """Move a finished file into the folder, under its name."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
+import os
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,24 +22,35 @@ import msgspec
 import numpy as np
 import pytest
 import simplejpeg
+import tomli_w
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
 from agents.cascade.budgets import Budgets
 from agents.cascade.policy import make_policy
 from agents.inference.detector import Detector, Look, Stages, load
 from agents.leaf import Leaf
+from agents.questions import Questions
+from agents.reach import Reach
+from agents.sight import Sight
+from agents.steps import Rung
 from infra import assets
 from infra.assets.models import ready_models, video_frames
 from schemas.config import Detector as DetectorConfig
-from schemas.config import Engine, Link, SiteConfig
+from schemas.config import Engine, Kafka, Link, SiteConfig, parse
 from schemas.detections import Detection, Detections
 from schemas.frames import Frame
 from schemas.identity import RecordId
+from streams.clients import Clients
+from streams.cluster import create_topics
 from streams.delivery import Emitted, Rejected
+from streams.partition import partition_of
 from streams.sink import BrokerClock
 from streams.topology import Role, Topic, Topology
 
 NOON = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 LIMIT_S = 30.0  # longest wait for anything in these tests
+WORKER_LIMIT_S = 60.0  # and for what processes do
+PARTITIONS = 2
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +102,7 @@ class ScriptedDetector:
 
     name = "scripted"
     digest = "d" * 64
+    got = "cpu"
 
     def __init__(self) -> None:
         self.seen: dict[bytes, Detections] = {}
@@ -124,12 +141,14 @@ class Bench:
             burst_s=self.config.policy.burst_s,
             clock=lambda: self.seconds,
         )
+        self.reach = Reach(lambda: self.seconds)
+        self.sight = Sight([Rung("scripted", 0, lambda: self.detector)], slow_s=60.0, workers=self.config.engine.workers)
+        self.questions = Questions(self.config, self.role, make_policy(self.config.policy), self.budgets, self.reach)
         self.leaf = Leaf(
             self.config,
             self.role,
-            self.detector,
-            make_policy(self.config.policy),
-            self.budgets,
+            self.sight,
+            self.questions,
             cluster="cluster-1",
             frames_uuid="topic-1",
             clock=self.clock,
@@ -208,6 +227,142 @@ def values(items: Sequence[Emitted | Rejected], base: str, kind: Any) -> list[An
     return [kind.from_bytes(output.value) for output in outputs_of(items) if output.topic.base == base]
 
 
+# ---- workers: processes of their own on a real Kafka, and what a test sees of them
+
+
+class Site:
+    """A site's file, its topics, and the processes that a test started for it."""
+
+    def __init__(self, folder: Path, kafka: Kafka, prefix: str, *, create: bool = True, **fields: Any) -> None:
+        self.folder = folder
+        self.path = folder / "site.toml"
+        site = {
+            "name": "leaf-1",
+            "tier": "leaf",
+            "data_dir": str(folder / "data"),
+            "kafka": {"bootstrap_servers": kafka.bootstrap_servers},
+            "topics": {"prefix": prefix, "partitions": PARTITIONS},
+            **fields,
+        }
+        self.path.write_text(tomli_w.dumps(site), encoding="utf-8")
+        self.config: SiteConfig = parse(self.path.read_text(encoding="utf-8"), os.environ)
+        self.prefix, self.kafka = prefix, kafka
+        if create:
+            create_topics(Topology(self.config), Clients(kafka, "test"))
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.expected: dict[int, set[int | None]] = {}
+        self._logs: dict[int, Path] = {}
+
+    def start(self, role: str, *more: str, expected: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a worker. `expected` is an exit code that `Reader.until` does not take for a failure."""
+        log = self.folder / f"{role}-{len(self.processes)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "infra.cli", "run", self.config.tier, "-c", str(self.path), "--role", role, *more],
+                stdout=output,
+                stderr=output,
+            )
+        self.processes.append(process)
+        self._logs[process.pid] = log
+        self.expected[process.pid] = {None, 0, -signal.SIGKILL, expected}
+        return process
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        """What a worker has said so far."""
+        return self._logs[process.pid].read_text(errors="replace")
+
+    def logs(self) -> str:
+        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(self.folder.glob("*.log")))
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(WORKER_LIMIT_S)
+
+
+class Reader:
+    """Everything on some topics of a site, from the beginning, read without any of the product's code."""
+
+    def __init__(self, site: Site, *bases: str) -> None:
+        self.site = site
+        self.records: dict[str, list[Message]] = {base: [] for base in bases}
+        self._decoded: dict[str, list[dict[str, Any]]] = {}
+        self._consumer = Consumer({"bootstrap.servers": site.kafka.bootstrap_servers, "group.id": f"{site.prefix}test"})
+        topics = self._consumer.list_topics(timeout=WORKER_LIMIT_S).topics
+        self._consumer.assign(
+            [
+                TopicPartition(site.prefix + base, number, OFFSET_BEGINNING)
+                for base in bases
+                for number in topics[site.prefix + base].partitions
+            ]
+        )
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + WORKER_LIMIT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {WORKER_LIMIT_S:g} s\n{self.site.logs()}"
+            assert all(process.poll() in self.site.expected[process.pid] for process in self.site.processes), self.site.logs()
+            message = self._consumer.poll(0.2)
+            if message is not None and message.error() is None:
+                self.records[(message.topic() or "").removeprefix(self.site.prefix)].append(message)
+
+    def values(self, base: str) -> list[dict[str, Any]]:
+        known = self._decoded.setdefault(base, [])
+        known += [json.loads(message.value() or b"") for message in self.records[base][len(known) :]]
+        return known
+
+    def ids(self, base: str) -> set[str]:
+        return {value["id"] for value in self.values(base)}
+
+    def latest(self, base: str) -> list[Any]:
+        """The value that was written last for each key; bytes where it is no JSON."""
+        found = {message.key(): message.value() or b"" for message in self.records[base]}
+        return [json.loads(value) if value.startswith(b"{") else value for value in found.values()]
+
+    def dropped(self) -> set[str]:
+        return {
+            f"{drop['source']}/{drop['epoch']}/{number}"
+            for drop in self.values("drops")
+            for first, last in json.loads(drop["ranges"])
+            for number in range(first, last + 1)
+        }
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+class Camera:
+    """Publishes frames, and keeps a list of what the broker took."""
+
+    def __init__(self, site: Site, pictures: list[bytes], *sources: str) -> None:
+        self.site, self.pictures = site, pictures
+        self.manifest: list[str] = []
+        self._next = dict.fromkeys(sources or ("cam-1", "cam-2"), 0)
+        self._producer = Producer({"bootstrap.servers": site.kafka.bootstrap_servers, "linger.ms": 0})
+
+    def shoot(self, rounds: int) -> list[str]:
+        """That many frames of each source; returns their ids when the broker has them all."""
+        frames: list[Frame] = []
+        for _ in range(rounds):
+            for source, number in list(self._next.items()):
+                frames.append(frame(source, number, jpeg=self.pictures[number % len(self.pictures)]))
+                self._next[source] = number + 1
+        for each in frames:
+            self.put(each.source, each.jpeg, list(each.to_headers()))
+        self.flush()
+        self.manifest += [str(each.id) for each in frames]
+        return [str(each.id) for each in frames]
+
+    def put(self, source: str, value: bytes | None, headers: Any = None) -> None:
+        self._producer.produce(
+            f"{self.site.prefix}frames", value=value, key=source, headers=headers, partition=partition_of(source, PARTITIONS)
+        )
+
+    def flush(self) -> None:
+        assert self._producer.flush(WORKER_LIMIT_S) == 0
+
+
 @pytest.fixture(scope="session")
 def tools() -> ModuleType:
     """The helpers of this file, which tests cannot import by name."""
@@ -242,3 +397,18 @@ def street() -> list[bytes]:
     """A few frames of the demo's video as JPEGs of 768 x 576; people are in all of them."""
     (video,) = assets.fetch(assets.VIDEO)
     return [bytes(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]) for frame in video_frames(Path(video), 8)]
+
+
+@pytest.fixture
+def site(tmp_path: Path, kafka: Kafka, prefix: str) -> Iterator[Callable[..., Site]]:
+    made: list[Site] = []
+
+    def make(**fields: Any) -> Site:
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(Site(folder, fields.pop("kafka", kafka), prefix, **fields))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()

@@ -5,26 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import pytest
-import tomli_w
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Producer
 
 from infra.cli.run import NEEDS_A_PERSON
-from schemas.config import Kafka, SiteConfig, parse
-from schemas.frames import Frame
-from streams.clients import Clients
-from streams.cluster import create_topics
-from streams.partition import partition_of
+from schemas.config import Kafka
 from streams.topology import Topology
 
 LIMIT_S = 60.0  # longest wait for anything
@@ -32,152 +21,16 @@ PARTITIONS = 2
 MAX_AGE_MS = 6000  # less than a killed member is missed by its group for
 
 
-class Site:
-    """A site's file, its topics, and the processes that a test started for it."""
-
-    def __init__(self, folder: Path, kafka: Kafka, prefix: str, *, create: bool = True, **fields: Any) -> None:
-        self.folder = folder
-        self.path = folder / "site.toml"
-        site = {
-            "name": "leaf-1",
-            "tier": "leaf",
-            "data_dir": str(folder / "data"),
-            "kafka": {"bootstrap_servers": kafka.bootstrap_servers},
-            "topics": {"prefix": prefix, "partitions": PARTITIONS},
-            **fields,
-        }
-        self.path.write_text(tomli_w.dumps(site), encoding="utf-8")
-        self.config: SiteConfig = parse(self.path.read_text(encoding="utf-8"), os.environ)
-        self.prefix, self.kafka = prefix, kafka
-        if create:
-            create_topics(Topology(self.config), Clients(kafka, "test"))
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self, role: str) -> subprocess.Popen[bytes]:
-        log = self.folder / f"{role}-{len(self.processes)}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "infra.cli", "run", self.config.tier, "-c", str(self.path), "--role", role],
-                stdout=output,
-                stderr=output,
-            )
-        self.processes.append(process)
-        return process
-
-    def logs(self) -> str:
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(self.folder.glob("*.log")))
-
-    def end(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait(LIMIT_S)
-
-
-@pytest.fixture
-def site(tmp_path: Path, kafka: Kafka, prefix: str) -> Iterator[Callable[..., Site]]:
-    made: list[Site] = []
-
-    def make(**fields: Any) -> Site:
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
-        made.append(Site(folder, fields.pop("kafka", kafka), prefix, **fields))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.end()
-
-
-class Reader:
-    """Everything on some topics of a site, from the beginning, read without any of the product's code."""
-
-    def __init__(self, site: Site, *bases: str) -> None:
-        self.site = site
-        self.records: dict[str, list[Message]] = {base: [] for base in bases}
-        self._consumer = Consumer({"bootstrap.servers": site.kafka.bootstrap_servers, "group.id": f"{site.prefix}test"})
-        topics = self._consumer.list_topics(timeout=LIMIT_S).topics
-        self._consumer.assign(
-            [
-                TopicPartition(site.prefix + base, number, OFFSET_BEGINNING)
-                for base in bases
-                for number in topics[site.prefix + base].partitions
-            ]
-        )
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + LIMIT_S
-        while not condition():
-            assert time.monotonic() < deadline, f"{what}: not within {LIMIT_S:g} s\n{self.site.logs()}"
-            assert all(process.poll() in (None, -signal.SIGKILL) for process in self.site.processes), self.site.logs()
-            message = self._consumer.poll(0.2)
-            if message is not None and message.error() is None:
-                self.records[(message.topic() or "").removeprefix(self.site.prefix)].append(message)
-
-    def values(self, base: str) -> list[dict[str, Any]]:
-        return [json.loads(message.value() or b"") for message in self.records[base]]
-
-    def ids(self, base: str) -> set[str]:
-        return {value["id"] for value in self.values(base)}
-
-    def latest(self, base: str) -> list[Any]:
-        """The value that was written last for each key; bytes where it is no JSON."""
-        found = {message.key(): message.value() or b"" for message in self.records[base]}
-        return [json.loads(value) if value.startswith(b"{") else value for value in found.values()]
-
-    def dropped(self) -> set[str]:
-        return {
-            f"{drop['source']}/{drop['epoch']}/{number}"
-            for drop in self.values("drops")
-            for first, last in json.loads(drop["ranges"])
-            for number in range(first, last + 1)
-        }
-
-    def close(self) -> None:
-        self._consumer.close()
-
-
-class Camera:
-    """Publishes frames, and keeps a list of what the broker took."""
-
-    def __init__(self, tools: ModuleType, site: Site, pictures: list[bytes]) -> None:
-        self.tools, self.site, self.pictures = tools, site, pictures
-        self.manifest: list[str] = []
-        self._next = {"cam-1": 0, "cam-2": 0}
-        self._producer = Producer({"bootstrap.servers": site.kafka.bootstrap_servers, "linger.ms": 0})
-
-    def shoot(self, rounds: int) -> list[str]:
-        """That many frames of each source; returns their ids when the broker has them all."""
-        frames: list[Frame] = []
-        for _ in range(rounds):
-            for source, number in list(self._next.items()):
-                frames.append(self.tools.frame(source, number, jpeg=self.pictures[number % len(self.pictures)]))
-                self._next[source] = number + 1
-        for frame in frames:
-            self.put(frame.source, frame.jpeg, list(frame.to_headers()))
-        self.flush()
-        self.manifest += [str(frame.id) for frame in frames]
-        return [str(frame.id) for frame in frames]
-
-    def put(self, source: str, value: bytes | None, headers: Any = None) -> None:
-        self._producer.produce(
-            f"{self.site.prefix}frames", value=value, key=source, headers=headers, partition=partition_of(source, PARTITIONS)
-        )
-
-    def flush(self) -> None:
-        assert self._producer.flush(LIMIT_S) == 0
-
-
 RULES = [{"name": "person", "label": "person", "min_score": 0.5, "cooldown_s": 3600.0}]
 AWAY = {"region": {"bootstrap_servers": "127.0.0.1:9"}, "region_name": "region-1"}  # a region that never answers
 
 
 def test_every_frame_is_accounted_for_through_a_kill_and_bad_records(
-    tools: ModuleType, site: Callable[..., Site], nanodet: Any, street: list[bytes]
+    tools: ModuleType, site: Callable[..., Any], nanodet: Any, street: list[bytes]
 ) -> None:
     leaf = site(rules=RULES, ingress={"max_age_ms": MAX_AGE_MS}, link=AWAY, policy={"deadline_ms": 500})
-    reader = Reader(leaf, "verdicts", "results", "alerts", "alerts.evidence", "drops", "frames.dlq", "escalations")
-    camera = Camera(tools, leaf, street)
+    reader = tools.Reader(leaf, "verdicts", "results", "alerts", "alerts.evidence", "drops", "frames.dlq", "escalations.alerts")
+    camera = tools.Camera(leaf, street)
     agent, _ = leaf.start("agent"), leaf.start("resolver")
     camera.shoot(1)
     reader.until(lambda: set(camera.manifest) <= reader.ids("verdicts") | reader.dropped(), "the first frames are answered")
@@ -225,7 +78,7 @@ def test_every_frame_is_accounted_for_through_a_kill_and_bad_records(
 
     # one event, one alert: also across the restart, whose process learned of it from the topic; and its frame was asked about
     assert sorted(alert["source"] for alert in reader.latest("alerts")) == ["cam-1", "cam-2"]
-    asked = [json.loads(dict(message.headers() or [])["escalation"] or b"") for message in reader.records["escalations"]]
+    asked = [json.loads(dict(message.headers() or [])["escalation"] or b"") for message in reader.records["escalations.alerts"]]
     assert {alert for question in asked for alert in question.get("alerts", ())} == reader.ids("alerts")
     pictures = {message.key(): message.value() for message in reader.records["alerts.evidence"]}
     for alert in reader.values("alerts"):
@@ -244,11 +97,11 @@ def test_every_frame_is_accounted_for_through_a_kill_and_bad_records(
 
 
 def test_a_region_announces_what_it_affords_and_answers_what_it_can_judge(
-    tools: ModuleType, site: Callable[..., Site], nanodet: Any, street: list[bytes]
+    tools: ModuleType, site: Callable[..., Any], nanodet: Any, street: list[bytes]
 ) -> None:
     region = site(name="region-1", tier="region", region={"sites": ["leaf-1", "leaf-2"], "inferences_per_s": 3.0})
     bases = [f"{name}.{rest}" for name in ("down.leaf-1", "down.leaf-2") for rest in ("control", "verdicts")]
-    reader = Reader(region, *bases, "up.leaf-1.escalations.dlq")
+    reader = tools.Reader(region, *bases, "up.leaf-1.escalations.dlq")
     region.start("agent")
     evidence = street[0]
     question = {
@@ -279,7 +132,7 @@ def test_a_region_announces_what_it_affords_and_answers_what_it_can_judge(
         assert (control["site"], control["region"], control["inferences_per_s"]) == (name, "region-1", 1.5)
 
 
-def test_who_cannot_start_says_why_in_one_line(site: Callable[..., Site]) -> None:
+def test_who_cannot_start_says_why_in_one_line(site: Callable[..., Any]) -> None:
     nowhere = Kafka(bootstrap_servers="127.0.0.1:9")
     cases = [
         (site(create=False), "agent", "topics", NEEDS_A_PERSON),
