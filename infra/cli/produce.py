@@ -10,8 +10,9 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infra.cli.common import CommandFailed, config_option, err, json_option
-from infra.cli.produce_run import MakeFeed, Wish, publish
+from infra.cli.common import DEFAULT_CONFIG, CommandFailed, err, json_option
+from infra.cli.produce_run import MakeFeed, publish
+from infra.cli.produce_sites import Wish
 from schemas.identity import InvalidIdentity, check_source
 from streams.production.address import InvalidAddress, default_name, kind_of, unique
 from streams.production.cache import FrameCache
@@ -34,7 +35,27 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--bootstrap-servers", "bootstrap", metavar="HOST:PORT", help="The Kafka to publish to, instead of the configured one."
         ),
-        config_option,
+        click.option(
+            "--to",
+            "to",
+            multiple=True,
+            metavar="[NAME=]HOST:PORT",
+            help="A leaf site; given several times, the nearest healthy one is used.",
+        ),
+        click.option("--sites", "sites_path", metavar="FILE", help="A list of leaf sites ([[sites]]), and when to move between them."),
+        click.option(
+            "-c",
+            "--config",
+            "config_paths",
+            multiple=True,
+            type=click.Path(),
+            default=[DEFAULT_CONFIG],
+            envvar="HEADWATER_CONFIG",
+            show_default=True,
+            show_envvar=True,
+            metavar="FILE",
+            help="The site's configuration; given several times, those of several leaf sites.",
+        ),
         click.option("--manifest", type=click.Path(dir_okay=False), help="Write a JSON line for every frame that gets a sequence."),
         json_option,
     ]
@@ -51,6 +72,10 @@ def produce() -> None:
     both. When the broker is slow or away, frames are dropped here, oldest first, so that a camera never lags.
 
     Without --config and without a headwater.toml, --bootstrap-servers is enough: the site is then called `local`.
+
+    With several leaf sites (--to, several --config, or --sites) it starts at the nearest healthy one, moves to another within two
+    seconds when that one breaks, and goes back when it is well again. Frames keep their numbers, and those that were not acknowledged are
+    sent again. A site is called as its --to NAME= says; the account knows the leaves by their own names.
     """
 
 
@@ -91,6 +116,7 @@ def video(
       headwater produce video gate.mp4 --loop --bootstrap-servers 127.0.0.1:9092
       headwater produce video rtsp://user:password@10.0.0.7/stream1 --name gate --fps 15 --width 1280
       headwater produce video 0
+      headwater produce video gate.mp4 --loop --to gate=10.0.0.5:9092 --to hall=10.0.0.6:9092
       headwater produce video a.mp4 a.mp4 a.mp4 --loop --preload --stagger 7 --fps 30
     """
     wish = _wish(ctx, common)
@@ -162,7 +188,7 @@ def _watches(camera: NetworkCamera | AttachedCamera, fps: float | None, once: bo
 
 
 def _wish(ctx: click.Context, common: dict[str, Any]) -> Wish:
-    named = ctx.get_parameter_source("config_path") is not click.core.ParameterSource.DEFAULT
+    named = ctx.get_parameter_source("config_paths") is not click.core.ParameterSource.DEFAULT
     return Wish(config_named=named, **common)
 
 

@@ -7,19 +7,19 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import click
-import msgspec
 from prometheus_client import REGISTRY
 
 from infra import logs
-from infra.cli.clusters import clients_of
-from infra.cli.common import CommandFailed, err, load_config
+from infra.cli.common import CommandFailed, err
+from infra.cli.produce_sites import Wish, configs_of, sites_of
 from infra.cli.produce_view import Tally, View
-from schemas.config import Bootstrap, SiteConfig
+from schemas.config import SiteConfig
 from streams import telemetry
 from streams.clients import BrokerUnavailable
 from streams.production.address import redact
@@ -29,46 +29,14 @@ from streams.production.manifest import Manifest
 from streams.production.metrics import ProducerCollector
 from streams.production.pictures import CaptureFailed
 from streams.production.publisher import FramePublisher, WrongTopics
-from streams.topology import Topology
+from streams.routing.metrics import RoutingCollector
+from streams.routing.router import Event
 
 CLOSE_S = 10.0  # for what is under way when the end is asked for
 FEED_END_S = 2.0
+MAX_EVENTS = 1000  # between two looks at them
 MakeFeed = Callable[[FrameProducer, Until], Feed]
 Prepare = Callable[[threading.Event], None]  # done before the first frame; ends early when the event is set
-
-
-class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What both commands take."""
-
-    bootstrap: str | None
-    config_path: str
-    config_named: bool
-    seconds: float | None
-    frames: int | None
-    manifest: str | None
-    as_json: bool
-
-
-def _site(wish: Wish) -> SiteConfig:
-    """The site that is published to: from its file, or from --bootstrap-servers alone."""
-    if wish.config_named or Path(wish.config_path).exists():
-        config = load_config(wish.config_path)
-    elif wish.bootstrap is not None:
-        config = SiteConfig(name="local", tier="leaf")
-    else:
-        raise CommandFailed(
-            f"there is no file {wish.config_path}: name a Kafka with --bootstrap-servers HOST:PORT, or a site's file with --config FILE "
-            "(`headwater config init` writes one)"
-        )
-    if config.tier != "leaf":
-        raise CommandFailed(f"{wish.config_path} is the file of a {config.tier}: frames go to a leaf")
-    if wish.bootstrap is None:
-        return config
-    try:
-        servers = msgspec.convert(wish.bootstrap, Bootstrap)
-    except msgspec.ValidationError:
-        raise click.UsageError(f"--bootstrap-servers {wish.bootstrap!r}: expected host:port, or several separated by commas") from None
-    return msgspec.structs.replace(config, kafka=msgspec.structs.replace(config.kafka, bootstrap_servers=servers))
 
 
 def publish(wish: Wish, makers: list[tuple[str, MakeFeed]], prepare: Prepare) -> int:
@@ -86,11 +54,22 @@ def publish(wish: Wish, makers: list[tuple[str, MakeFeed]], prepare: Prepare) ->
     click.Abort
         After Ctrl-C and a clean end.
     """
-    config = _site(wish)
-    _show_logs(wish.as_json, config.name)
+    configs, routing, biases_s = configs_of(wish)
+    config = configs[0]
+    events: deque[Event] = deque(maxlen=MAX_EVENTS)
+    _show_logs(wish.as_json, config.name if len(configs) == 1 else "several")
+    sites = sites_of(configs, biases_s)  # after the logs are set up, since it silences what the clients say while they connect
     with contextlib.ExitStack() as stack:
         manifest = stack.enter_context(_manifest(wish.manifest)) if wish.manifest else None
-        publisher = FramePublisher(clients_of(config.kafka, "produce"), Topology(config), on_assigned=manifest)
+        publisher = FramePublisher(
+            sites[0].clients,
+            sites[0].topology,
+            others=sites[1:],
+            bias_s=sites[0].bias_s,
+            routing=routing,
+            on_assigned=manifest,
+            on_event=events.append,
+        )
         try:
             publisher.start()
         except (BrokerUnavailable, WrongTopics) as error:
@@ -99,7 +78,7 @@ def publish(wish: Wish, makers: list[tuple[str, MakeFeed]], prepare: Prepare) ->
         signals = stack.enter_context(_signals())
         feeds: list[Feed] = []
         left = []
-        tally = Tally(feeds)
+        tally = Tally(feeds, publisher.router, events)
         try:
             prepare(signals.halt)
             if not signals.halt.is_set():
@@ -112,7 +91,9 @@ def publish(wish: Wish, makers: list[tuple[str, MakeFeed]], prepare: Prepare) ->
             for feed in feeds:
                 feed.join(FEED_END_S)
             left = publisher.close(CLOSE_S if signals.count < 2 else 1.0)
-            View(tally, as_json=wish.as_json).summary(left)
+            view = View(tally, as_json=wish.as_json)
+            view.events()
+            view.summary(left)
     _raise_failure(publisher, feeds, bool(left))
     if signals.last == signal.SIGINT:
         raise click.Abort
@@ -121,6 +102,7 @@ def publish(wish: Wish, makers: list[tuple[str, MakeFeed]], prepare: Prepare) ->
 
 def _serve_metrics(config: SiteConfig, publisher: FramePublisher) -> None:
     REGISTRY.register(ProducerCollector(publisher))
+    REGISTRY.register(RoutingCollector(publisher.router))
     port = telemetry.serve(config.metrics, "producer", site=config.name, tier=config.tier)
     if err.is_terminal:  # elsewhere a port is configured (metrics.ports.producer)
         err.print(f"metrics: http://{config.metrics.host}:{port}/metrics")
@@ -135,6 +117,7 @@ def _watch(publisher: FramePublisher, feeds: list[Feed], tally: Tally, signals: 
         next_s = time.monotonic() + 1.0
         failed: set[str] = set()
         while any(feed.alive for feed in feeds) and publisher.error is None:
+            view.events()
             if signals.halt.wait(0.05):
                 return
             for feed in feeds:

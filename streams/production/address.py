@@ -14,9 +14,10 @@ Kind = Literal["file", "url", "camera"]
 SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "srt", "rtp", "udp", "tcp"})
 
 _scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_userinfo = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")  # greedy: a password may hold '@', ':' and '/'
-_query = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?#]*[?#])[^\s'\"]*[^\s'\":,;.)]")  # not what ends the sentence
+_word = re.compile(r"[^\s'\"]+")
+_ENDS = ":,;.)"  # what ends the sentence that a URL stands in
 HIDDEN = "***"
+MAX_INDEX_DIGITS = 4  # of a camera's index; a longer number is a file's name, such as a date
 
 
 class InvalidAddress(ValueError):
@@ -25,7 +26,7 @@ class InvalidAddress(ValueError):
 
 def kind_of(address: str) -> Kind:
     """Tell a camera index (digits), a URL and a file apart; raises `InvalidAddress` for a URL of a kind that is not read."""
-    if address.isascii() and address.isdigit():
+    if address.isascii() and address.isdigit() and len(address) <= MAX_INDEX_DIGITS:
         return "camera"
     match = _scheme.match(address)
     if match is None:
@@ -50,7 +51,25 @@ def redact(text: str, address: str = "") -> str:
         text = text.replace(address, redact(address))
         for secret in sorted(_secrets(address), key=len, reverse=True):
             text = text.replace(secret, HIDDEN)
-    return _query.sub(rf"\1{HIDDEN}", _userinfo.sub(rf"\1{HIDDEN}@", text))
+    return _word.sub(lambda word: _hidden(word[0]), text) if "://" in text else text
+
+
+def _hidden(word: str) -> str:
+    """A word of a text with the secrets of the URL in it, if it is one, hidden. Not by one pattern: on long words that takes hours."""
+    scheme, colon, rest = word.partition("://")
+    if not colon:
+        return word
+    _, at, place = rest.rpartition("@")  # the last one: a password may hold '@', ':' and '/'
+    where, mark, query = _cut(place)
+    told = query.rstrip(_ENDS)
+    query = HIDDEN + query[len(told) :] if told else query
+    return f"{scheme}://{HIDDEN if at else ''}{at}{where}{mark}{query}"
+
+
+def _cut(place: str) -> tuple[str, str, str]:
+    """A URL's place, the first `?` or `#`, and what follows it."""
+    at = min((found for mark in "?#" if (found := place.find(mark)) >= 0), default=len(place))
+    return place[:at], place[at : at + 1], place[at + 1 :]
 
 
 def _secrets(address: str) -> set[str]:
@@ -75,9 +94,9 @@ def default_name(address: str) -> str:
     if kind == "file":
         text = Path(address).stem
     else:
-        place = _userinfo.sub(r"\1", address)
+        scheme, _, rest = address.partition("://")
         try:
-            parts = urlsplit(place)
+            parts = urlsplit(f"{scheme}://{rest.rpartition('@')[2]}")
             text = f"{parts.hostname or ''}{parts.path}"
         except ValueError:
             text = ""

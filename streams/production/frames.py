@@ -4,61 +4,76 @@ The protocol, which the code follows by these numbers:
 
 1. A frame gets its sequence, dense from 0 within the epoch, before anything can refuse it.
 2. It waits in a queue that is bounded in frames and bytes. When the broker is slow or away and the queue is full, the *oldest waiting*
-   frame is dropped: what is sent is the newest that there is. A few frames are with the Kafka client at a time; those are never taken
-   back, since they may have arrived: they are sent late.
-3. A delivery report settles it: acknowledged, or dropped with the reason.
+   frame is dropped: what is sent is the newest that there is. A few frames are with the Kafka client at a time; those are not dropped,
+   since they may have arrived: they are sent late. Only when their site is left, or its clients are replaced, are they taken back, to be
+   sent again first, in their order and under the same ids. What then is too old for a live stream is dropped.
+3. A delivery report settles it: acknowledged, or dropped with the reason. Only what a broker has said itself counts; a report that the
+   client inferred (`streams.clients.only_inferred`) means that it is sent again. The first frame of a client for a partition goes alone.
 4. Drops are published to `drops` as ranges, one record at a time, so that they gather while the broker is away and go out in few
    records when it is back. Only a drop whose record is on the broker counts as declared.
 5. `epochs` says once a second how many sequences were given out and how many, from 0 on without a gap, are acknowledged or declared;
-   first `started`, and `ended` when the epoch is over and everything in it is settled.
+   first `started`, and `ended` when the epoch is over and everything in it is settled. Of several sites, each is told which are elsewhere.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import logging
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.frames import Frame
-from schemas.identity import RecordId, check_source, new_epoch
-from schemas.messages import Drop, EpochMark, EpochState
-from streams.production.ledger import Ledger
+from schemas.identity import RecordId, check_source
+from streams.production.epochs import Epoch
 
 if TYPE_CHECKING:
+    from streams.production.lanes import Flight, Lane
     from streams.production.publisher import FramePublisher
 
 log = logging.getLogger("headwater.produce")
 
-STAGE = "producer"
 BROKER_SLOW = "broker-slow"  # the queue was full: the broker is slow or away
 TOO_LARGE = "too-large"  # larger than the site takes (ingress.max_frame_bytes)
+TOO_OLD = "too-old"  # it waited longer than a live stream can use
 DELIVERY_FAILED = "delivery-failed"  # the broker refused it
 UNLISTED = "unlisted"  # the manifest could not take it
-PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # errors of what we threw away ourselves
 CLOSED = "closed"  # not acknowledged when the producer had to end
+PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # errors of what we threw away ourselves
 
 
 class PublisherClosed(RuntimeError):
     """A frame came after the publisher was closed, or after its thread had failed; nothing was done with it."""
 
 
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a frame ended: acknowledged by a `site`, or dropped for a `reason`."""
+
+    id: RecordId
+    site: str | None = None
+    reason: str | None = None
+
+
 OnAssigned = Callable[[Frame], None]
+OnOutcome = Callable[[Outcome], None]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be held at most: waiting, by one source; and with the Kafka client, by all of a process. One frame always fits."""
+    """What may be held at most: waiting, by one source; and with the Kafka client, by all of a process. One frame always fits. `max_age_s`
+    is how long a frame may wait before it is too old for a live stream; None: without limit."""
 
     queue_frames: int = 32
     queue_bytes: int = 16 << 20
     in_flight_frames: int = 64
     in_flight_bytes: int = 16 << 20
+    max_age_s: float | None = None
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,21 +89,21 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-class Epoch:
-    """One run of a source: its ledger, and what of it `drops` and `epochs` know."""
+class Held:
+    """A frame that has not ended yet; `held_s` is when it came, in monotonic time, and `number` counts those of its source."""
 
-    def __init__(self, source: str, width: int, height: int, fps: float, started_at: dt.datetime) -> None:
-        self.source = source
-        self.name = new_epoch()
-        self.width, self.height, self.fps = width, height, fps
-        self.started_at = started_at
-        self.ledger = Ledger()
-        self.ending = False  # no more sequences will be given out
-        self.ended = False  # and `epochs` says so
-        self.started = False
-        self.drop_in_flight = False
-        self.mark_in_flight = False
-        self.waits = False  # for the next tick, after a record about it was not taken
+    __slots__ = ("epoch", "frame", "held_s", "number", "on_outcome")
+
+    def __init__(self, number: int, epoch: Epoch, frame: Frame, held_s: float, on_outcome: OnOutcome | None) -> None:
+        self.number = number
+        self.epoch = epoch
+        self.frame = frame
+        self.held_s = held_s
+        self.on_outcome = on_outcome
+
+    @property
+    def size(self) -> int:
+        return len(self.frame.jpeg)
 
 
 class FrameProducer:
@@ -108,7 +123,9 @@ class FrameProducer:
         self._limits = limits
         self._on_assigned = on_assigned
         self._lock = publisher.lock
-        self._waiting: deque[tuple[Epoch, Frame]] = deque()
+        self._room = threading.Condition(publisher.lock)
+        self._waiting: deque[Held] = deque()
+        self._numbers = itertools.count()
         self._waiting_bytes = 0
         self._bytes = 0
         self._slow_since: int | None = None
@@ -127,18 +144,20 @@ class FrameProducer:
         with self._lock:
             self._publisher.check_open()
             self.end()
-            epoch = Epoch(self.name, width, height, min(fps, 10_000.0), self._publisher.wall_clock())
+            epoch = Epoch(self.name, width, height, min(fps, 10_000.0), self._publisher)
             self.epochs.append(epoch)
-            self._mark(epoch)
+            epoch.mark(self._publisher.way)
             return epoch.name
 
-    def publish(self, jpeg: bytes, captured_at: dt.datetime | None = None) -> RecordId:
+    def publish(self, jpeg: bytes, captured_at: dt.datetime | None = None, *, on_outcome: OnOutcome | None = None) -> RecordId:
         """Give a frame its id and send it, or drop an older one if the broker is behind. Never waits.
 
         Parameters
         ----------
         captured_at
             When the frame was taken (UTC); None: now.
+        on_outcome
+            Called once, from any thread, when the frame has ended; it must be quick.
 
         Raises
         ------
@@ -159,21 +178,34 @@ class FrameProducer:
                 jpeg=jpeg,
                 traceparent=new_traceparent(),
             )
-            sequence = epoch.ledger.assign()  # protocol 1
+            epoch.ledger.assign()  # protocol 1
+            held = Held(next(self._numbers), epoch, frame, time.monotonic(), on_outcome)
             if self._on_assigned is not None:
                 try:
                     self._on_assigned(frame)
                 except Exception:
-                    epoch.ledger.drop(sequence, UNLISTED)
+                    self.drop(held, UNLISTED)
                     raise
             if len(jpeg) > self._publisher.max_frame_bytes:
-                self._drop(epoch, sequence, TOO_LARGE, f"a frame of {len(jpeg)} bytes; the site takes {self._publisher.max_frame_bytes}")
+                self.drop(held, TOO_LARGE, f"a frame of {len(jpeg)} bytes; the site takes {self._publisher.max_frame_bytes}")
                 return frame.id
-            self._waiting.append((epoch, frame))
-            self._waiting_bytes += len(jpeg)
+            self._waiting.append(held)
+            self._waiting_bytes += held.size
             self._publisher.pump()
             self._shed()
             return frame.id
+
+    def wait_for_room(self, timeout_s: float) -> bool:
+        """Wait until a frame can be taken without another one being dropped for it (for sources that can wait, such as files); False if
+        that takes longer, or the publisher has ended."""
+        with self._lock:
+            full = self._room.wait_for(lambda: self.has_room or not self._publisher.open, timeout_s)
+            return full and self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """A frame can be taken without another one being dropped for it."""
+        return len(self._waiting) < self._limits.queue_frames and self._waiting_bytes < self._limits.queue_bytes
 
     def end(self) -> None:
         """End the running epoch; what is open is still sent, and `ended` follows when all is settled. Never waits."""
@@ -203,41 +235,45 @@ class FrameProducer:
 
     def send_next(self) -> bool:
         """Hand the oldest waiting frame to the Kafka client, if there is one and it may hold one more (protocol 2); says if it did."""
-        publisher = self._publisher
-        if not self._waiting or not publisher.window.admits(len(self._waiting[0][1].jpeg)):
+        while self._waiting and self._waiting[0].epoch.ledger.ended(self._waiting[0].frame.id.sequence):
+            self._forget_oldest()  # the site that was left has it after all
+        if not self._waiting or not self._publisher.admits(self._waiting[0].size, self.name):
             return False
-        epoch, frame = self._waiting[0]
+        held = self._waiting[0]
         try:
-            publisher.send(frame, partial(self._delivered, epoch, frame))
+            self._publisher.hand_over(held, self)
         except BufferError:  # the client's own queue is full: the next delivery report, or tick, tries again
             return False
         except KafkaException as error:
+            if self._publisher.blames_site(error.args[0]):
+                return False
             self._forget_oldest()
-            self._refuse(epoch, frame.id.sequence, error.args[0])
+            self.refuse(held, error.args[0])
             return True
         self._forget_oldest()
-        publisher.window.enter(len(frame.jpeg))
         return True
+
+    def take_back(self, flying: list[Held]) -> int:
+        """Frames that were under way wait again, in the order in which they came; returns how many."""
+        back = [held for held in flying if not held.epoch.ledger.ended(held.frame.id.sequence)]
+        self._waiting = deque(sorted([*back, *self._waiting], key=lambda held: held.number))
+        self._waiting_bytes += sum(held.size for held in back)
+        return len(back)
 
     def tick(self) -> None:
         """Once a second: declare drops and mark every epoch; retry what could not be handed over."""
         with self._lock:
             for epoch in self.epochs:
-                epoch.waits = False
-                self._declare(epoch)
-                if not epoch.ending or not epoch.started:
-                    self._mark(epoch)
+                epoch.tick()
             self.settle()
 
     def settle(self) -> None:
-        """Say of epochs that are over that they are, as soon as all in them is settled."""
+        """Drop what is too old; say of epochs that are over that they are, as soon as all in them is settled."""
         with self._lock:
+            self._expire()
             for epoch in self.epochs:
-                if epoch.ending and not epoch.ended and not epoch.waits:
-                    self._declare(epoch)
-                    if epoch.ledger.settled or not epoch.started:
-                        self._mark(epoch)
-            for epoch in [epoch for epoch in self.epochs[:-1] if epoch.ended]:
+                epoch.settle()
+            for epoch in [epoch for epoch in self.epochs[:-1] if epoch.done]:
                 self.epochs.remove(epoch)
                 ledger = epoch.ledger
                 for at, number in enumerate((1, ledger.assigned, ledger.acknowledged, ledger.dropped)):
@@ -247,19 +283,61 @@ class FrameProducer:
         """Drop all that was not handed to the Kafka client."""
         with self._lock:
             while self._waiting:
-                epoch, frame = self._forget_oldest()
-                epoch.ledger.drop(frame.id.sequence, reason)
+                self.drop(self._forget_oldest(), reason)
+            self._room.notify_all()
 
     @property
     def done(self) -> bool:
         """All epochs are over, and `epochs` says so."""
         with self._lock:
-            return all(epoch.ended for epoch in self.epochs)
+            return all(epoch.done for epoch in self.epochs)
 
-    def _forget_oldest(self) -> tuple[Epoch, Frame]:
-        epoch, frame = self._waiting.popleft()
-        self._waiting_bytes -= len(frame.jpeg)
-        return epoch, frame
+    def lost_way(self, lane: Lane) -> None:
+        """What was said on this way may not have arrived: it is said again."""
+        for epoch in self.epochs:
+            epoch.lost_way(lane.way)
+
+    def delivered(self, flight: Flight) -> None:
+        """A site has acknowledged a frame (protocol 3), maybe after it was taken back."""
+        held = flight.held
+        if held.epoch.ledger.acknowledge(held.frame.id.sequence, flight.lane.way.name):
+            self._bytes += held.size
+            self._tell(held, site=flight.lane.way.name)
+        self._said -= {DELIVERY_FAILED, TOO_OLD}
+
+    def refuse(self, held: Held, error: KafkaError) -> None:
+        """A frame will not be taken, or was thrown away at the end (protocol 3)."""
+        if error.code() in PURGED:
+            self.drop(held, self._publisher.purge_reason)
+        else:
+            self.drop(held, DELIVERY_FAILED, error.str())
+
+    def relieved(self) -> None:
+        """After an acknowledgement: say so if the queue had been full and is empty again."""
+        if not self._waiting and self._slow_since is not None:
+            dropped = self.counters().dropped - self._slow_since
+            self._slow_since = None
+            log.warning(
+                "%s: the broker takes frames again; %d were dropped meanwhile",
+                self.name,
+                dropped,
+                extra={"source": self.name, "dropped": dropped},
+            )
+
+    def _forget_oldest(self) -> Held:
+        held = self._waiting.popleft()
+        self._waiting_bytes -= held.size
+        self._room.notify_all()
+        return held
+
+    def _expire(self) -> None:
+        """Drop waiting frames that are too old for a live stream (protocol 2)."""
+        limit_s = self._limits.max_age_s
+        if limit_s is None:
+            return
+        oldest_s = time.monotonic() - limit_s
+        while self._waiting and self._waiting[0].held_s < oldest_s:
+            self.drop(self._forget_oldest(), TOO_OLD, f"no site took them within {limit_s:g} s; they are declared later")
 
     def _shed(self) -> None:
         """Drop the oldest waiting frames until the queue is within its bounds (protocol 2)."""
@@ -272,97 +350,26 @@ class FrameProducer:
                     self.name,
                     extra={"source": self.name, "waiting": len(self._waiting), "reason": BROKER_SLOW},
                 )
-            epoch, frame = self._forget_oldest()
-            epoch.ledger.drop(frame.id.sequence, BROKER_SLOW)
+            self.drop(self._forget_oldest(), BROKER_SLOW)
 
-    def _delivered(self, epoch: Epoch, frame: Frame, error: KafkaError | None, _: Any) -> None:
-        """A delivery report (protocol 3)."""
-        with self._lock:
-            self._publisher.window.leave(len(frame.jpeg), acknowledged=error is None)
-            if error is None:
-                epoch.ledger.acknowledge(frame.id.sequence)
-                self._bytes += len(frame.jpeg)
-                self._said.discard(DELIVERY_FAILED)
-            elif error.code() in PURGED:
-                epoch.ledger.drop(frame.id.sequence, self._publisher.purge_reason)
-            else:
-                self._refuse(epoch, frame.id.sequence, error)
-            self._publisher.pump()
-            if error is None and not self._waiting and self._slow_since is not None:
-                dropped = self.counters().dropped - self._slow_since
-                self._slow_since = None
-                log.warning(
-                    "%s: the broker takes frames again; %d were dropped meanwhile",
-                    self.name,
-                    dropped,
-                    extra={"source": self.name, "dropped": dropped},
-                )
-
-    def _refuse(self, epoch: Epoch, sequence: int, error: KafkaError) -> None:
-        self._publisher.failed(error)
-        self._drop(epoch, sequence, DELIVERY_FAILED, error.str())
-
-    def _drop(self, epoch: Epoch, sequence: int, reason: str, why: str) -> None:
-        epoch.ledger.drop(sequence, reason)
-        if reason not in self._said:  # once per change of state, not once per frame
+    def drop(self, held: Held, reason: str, why: str = "") -> None:
+        """A frame will not be sent (again); `why` is logged."""
+        sequence = held.frame.id.sequence
+        if not held.epoch.ledger.drop(sequence, reason):
+            return
+        self._tell(held, reason=reason)
+        if why and reason not in self._said:  # once per change of state, not once per frame
             self._said.add(reason)
             log.error("%s: frames are dropped: %s", self.name, why, extra={"source": self.name, "sequence": sequence, "reason": reason})
 
-    def _declare(self, epoch: Epoch) -> None:
-        """Publish some drops of an epoch, unless a record of its drops is still on its way (protocol 4)."""
-        if epoch.drop_in_flight:
+    @staticmethod
+    def _tell(held: Held, *, site: str | None = None, reason: str | None = None) -> None:
+        if held.on_outcome is None:
             return
-        taken = epoch.ledger.declare()
-        if taken is None:
-            return
-        reason, ranges = taken
-
-        def delivered(error: KafkaError | None, _: Any) -> None:
-            with self._lock:
-                epoch.drop_in_flight = False
-                if error is None:
-                    epoch.ledger.declared(reason, ranges)
-                    self._declare(epoch)
-                else:
-                    epoch.ledger.undeclared(reason, ranges)
-                    epoch.waits = True
-
-        drop = Drop(source=self.name, epoch=epoch.name, site=self._publisher.site, stage=STAGE, reason=reason, ranges=ranges)
-        epoch.drop_in_flight = self._publisher.announce(drop, delivered)
-        if not epoch.drop_in_flight:
-            epoch.ledger.undeclared(reason, ranges)
-            epoch.waits = True
-
-    def _mark(self, epoch: Epoch) -> None:
-        """Publish how far an epoch has come, unless such a record is still on its way (protocol 5)."""
-        if epoch.mark_in_flight or epoch.ended:
-            return
-        over = epoch.started and epoch.ending and epoch.ledger.settled
-        state = EpochState.ENDED if over else EpochState.MARK if epoch.started else EpochState.STARTED
-
-        def delivered(error: KafkaError | None, _: Any) -> None:
-            with self._lock:
-                epoch.mark_in_flight = False
-                if error is None:
-                    epoch.started = True
-                    epoch.ended = over
-                else:
-                    epoch.waits = True
-
-        mark = EpochMark(
-            source=self.name,
-            epoch=epoch.name,
-            site=self._publisher.site,
-            state=state,
-            assigned=epoch.ledger.assigned,
-            acknowledged=epoch.ledger.prefix,
-            started_at=epoch.started_at,
-            width=epoch.width,
-            height=epoch.height,
-            fps=epoch.fps,
-        )
-        epoch.mark_in_flight = self._publisher.announce(mark, delivered)
-        epoch.waits = epoch.waits or not epoch.mark_in_flight
+        try:
+            held.on_outcome(Outcome(id=held.frame.id, site=site, reason=reason))
+        except Exception:  # what somebody does with one frame's outcome must not end the frames of all
+            log.exception("%s: a callback for an outcome failed", held.frame.source, extra={"source": held.frame.source})
 
 
 def new_traceparent() -> str:

@@ -78,7 +78,11 @@ class ImageFolder:
         if pixels is None:
             self._pass_over(file, "it is not an image that can be decoded")
             return None
-        return encode(pixels, self.look, "BGR")
+        try:
+            return encode(pixels, self.look, "BGR")
+        except CaptureFailed as error:
+            self._pass_over(file, str(error))
+            return None
 
     def _pass_over(self, file: Path, why: str) -> None:
         if file not in self.unreadable:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]  # height x width x 3
 
 JPEG_START = b"\xff\xd8\xff"
+MAX_PIXELS = 64_000_000  # as the detectors' decoder has it
+MAX_SIDE = 65_500  # pixels that libjpeg-turbo encodes
 
 
 class CaptureFailed(OSError):
@@ -34,9 +36,11 @@ class Look(NamedTuple):
 
 
 def encode(pixels: Pixels, look: Look, colours: Literal["RGB", "BGR"]) -> Picture:
-    """Pixels (height x width x 3, uint8) as a picture."""
+    """Pixels (height x width x 3, uint8) as a picture; raises `CaptureFailed` if it would be larger than a JPEG can be."""
     height, width = pixels.shape[:2]
     to_width, to_height = scaled(width, height, look.width)
+    if max(to_width, to_height) > MAX_SIDE:  # before memory is taken for it
+        raise CaptureFailed(f"a picture of {to_width} x {to_height} pixels: a JPEG has at most {MAX_SIDE} a side")
     if (to_width, to_height) != (width, height):
         shrinks = to_width < width
         pixels = np.asarray(
@@ -67,7 +71,10 @@ def jpeg_size(jpeg: bytes) -> tuple[int, int]:
 
 
 def decode(data: bytes) -> Any | None:
-    """BGR pixels of any image that OpenCV reads; None if it reads none."""
+    """BGR pixels of any image that OpenCV reads; None if it reads none, or if it is a JPEG of more than `MAX_PIXELS`."""
+    width, height = jpeg_size(data) if data.startswith(JPEG_START) else (0, 0)
+    if width * height > MAX_PIXELS:  # OpenCV's own limit, a thousand million, takes 3 GB
+        return None
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
