@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +32,8 @@ log = logging.getLogger("headwater.kafka.broker")
 READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 TAIL_LINES = 12
+NO_SPACE = "No space left on device"
+FULL_BYTES = 8 << 20
 
 
 class BrokerFailed(KafkaFailed):
@@ -107,6 +110,18 @@ class Broker:
     def poll(self) -> int | None:
         """Exit code if its process has ended, else None."""
         return self._child.poll() if self._child else None
+
+    def restart(self, timeout_s: float = READY_TIMEOUT_S) -> Self:
+        """Start it again after it has ended, at the address that it had; raises as `start` does."""
+        self._asked = self.settings
+        return self.start(timeout_s)
+
+    def ended_of_full_disk(self) -> bool:
+        """Whether it has ended because its disk was full: Kafka says so in its log, if there was room for that."""
+        if self.poll() in (None, 0):
+            return False
+        text = _new_text(self.settings.folder / "console.log", 0) + _new_text(self.log_path, self._log_starts_at)
+        return NO_SPACE in text or shutil.disk_usage(self.settings.folder).free < full_bytes(self.settings)
 
     def start(self, timeout_s: float = READY_TIMEOUT_S) -> Self:
         """Start it and wait until it answers; raises `KafkaFailed` and leaves nothing running."""
@@ -207,7 +222,7 @@ class Broker:
         """Why it did not come up, from its log, with the fix where the cause is known."""
         text = _new_text(self.settings.folder / "console.log", 0) + _new_text(self.log_path, self._log_starts_at)
         name, folder = self.name, self.settings.folder
-        if "No space left on device" in text:
+        if NO_SPACE in text:
             return f"broker {name} did not start: the disk of {folder} is full. Free some space, or give it another folder (--data-dir)"
         if "Address already in use" in text:
             return f"broker {name} did not start: {in_use(self.settings.host, self.settings.port)}"
@@ -217,6 +232,11 @@ class Broker:
         what = f"did not start (it ended with code {code})" if code is not None else f"does not answer: {error}"
         tail = "\n".join(text.splitlines()[-TAIL_LINES:]) or "(nothing was logged)"
         return f"broker {name} {what}. Its log, {self.log_path}, ends with:\n{tail}"
+
+
+def full_bytes(settings: BrokerSettings) -> int:
+    """Free bytes below which a disk counts as full: Kafka may end before the last of them is taken."""
+    return min(FULL_BYTES, settings.min_free_bytes)
 
 
 def stop_broker(folder: Path, timeout_s: float = STOP_TIMEOUT_S) -> BrokerState | None:

@@ -1,8 +1,9 @@
 """Apache Kafka's jars: fetched once from the Maven repository by jgo, checked by digest, kept in the cache, then used without a network.
 
 `broker.sha256` (the form of `sha256sum`) is the lock file: every jar with its path in a Maven repository, as Maven itself resolves
-`kafka_2.13:4.3.1` with `log4j-slf4j-impl:2.25.3`. Nothing is resolved here: jgo's own resolver takes kafka-clients 3.9.1 from a
-parent of log4j, which does not belong to this broker.
+`kafka_2.13:4.3.1` with `log4j-slf4j-impl:2.25.3`. `connect.sha256` is what Kafka Connect and MirrorMaker 2 need beside those:
+`connect-runtime`, `-json`, `-file`, `-transforms`, `-mirror` and `-mirror-client`, resolved together with the broker. Nothing is resolved
+here: jgo's own resolver takes kafka-clients 3.9.1 from a parent of log4j, which does not belong to this broker.
 HEADWATER_MAVEN names another repository, such as a company's mirror; the digests hold whatever the source.
 """
 
@@ -56,17 +57,31 @@ def locked_jars(text: str | None = None) -> tuple[Jar, ...]:
     return tuple(Jar(path.strip(), digest) for digest, path in (line.split(maxsplit=1) for line in lines if line.strip()))
 
 
+def connect_jars() -> tuple[Jar, ...]:
+    """What Kafka Connect and MirrorMaker 2 need, the broker's jars included, in class path order."""
+    return (*locked_jars(), *locked_jars(files("infra.kafka").joinpath("connect.sha256").read_text()))
+
+
 def fetch_jars(
-    cache: Path, jars: tuple[Jar, ...] | None = None, *, console: Console | None = None, repository: str | None = None
+    cache: Path,
+    jars: tuple[Jar, ...] | None = None,
+    *,
+    console: Console | None = None,
+    repository: str | None = None,
+    what: str = "Apache Kafka",
 ) -> tuple[Path, ...]:
     """The jars' paths under `cache/maven`; fetches what is missing, checks all of them (about 0.1 s).
 
     Parameters
     ----------
+    jars
+        Those of a lock file; None: the broker's.
     console
         Where progress is shown: a bar on a terminal, else one line. None: standard error.
     repository
         Address of a Maven repository; None: HEADWATER_MAVEN, else the one that Maven uses.
+    what
+        What the jars are, for people.
 
     Raises
     ------
@@ -81,7 +96,8 @@ def fetch_jars(
         folder.mkdir(parents=True, exist_ok=True)
         if any(_missing(folder, jars)):
             with locks.held(folder / ".lock", timeout_s=LOCK_TIMEOUT_S):
-                _fetch(folder, tuple(_missing(folder, jars)), console, repository)  # another process may have fetched them meanwhile
+                # asked again: another process may have fetched them meanwhile
+                _fetch(folder, tuple(_missing(folder, jars)), console, repository, f"{what} {KAFKA_VERSION}")
     except locks.Locked:
         raise JarsUnavailable(f"another process has been fetching into {folder} for {LOCK_TIMEOUT_S:g} s: wait for it, or end it") from None
     except OSError as error:
@@ -102,10 +118,9 @@ def _missing(folder: Path, jars: tuple[Jar, ...]) -> Iterator[Jar]:
             yield jar
 
 
-def _fetch(folder: Path, jars: tuple[Jar, ...], console: Console, repository: str | None) -> None:
+def _fetch(folder: Path, jars: tuple[Jar, ...], console: Console, repository: str | None, what: str) -> None:
     if not jars:
         return
-    what = f"Apache Kafka {KAFKA_VERSION}"
     if not console.is_terminal:
         console.print(f"fetching {what} ({len(jars)} jars, once)")
     columns = (

@@ -14,6 +14,7 @@ from msgspec import Meta
 from schemas.config import Kafka
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+MIN_FREE_BYTES = 200 << 20
 HEAP_MB = 192
 
 
@@ -57,7 +58,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     heap_mb: Annotated[int, Meta(ge=96)] = HEAP_MB
     wan: Wan | None = None
     properties: dict[str, str] = {}
-    min_free_bytes: int = 200 << 20
+    min_free_bytes: int = MIN_FREE_BYTES
 
     def __post_init__(self) -> None:
         if self.host in ("", "0.0.0.0", "::"):  # noqa: S104 - refused, not bound
