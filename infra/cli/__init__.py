@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
 
 from infra.cli.common import CommandFailed
+from infra.cli.lazy import LazyGroup
 from schemas.errors import Fault
 
 # name of the command: (module, attribute, the sentence in the list of commands)
@@ -17,31 +17,20 @@ COMMANDS = {
     "produce": ("infra.cli.produce", "produce", "Publish video or images as frames."),
     "tail": ("infra.cli.tail", "tail", "Watch a topic, decoded for people."),
     "show": ("infra.cli.show", "show", "Show an alert: its story and its picture."),
+    "account": ("infra.cli.account", "account", "Account for every record of a source: what became of it, and which are missing."),
+    "link": ("infra.cli.link", "link", "The link of a leaf to its region: status, pause, resume."),
+    "dlq": ("infra.cli.dlq", "dlq", "Look at dead letters, bring their records back, or give them up."),
+    "reprocess": ("infra.cli.reprocess", "reprocess", "Judge a time range again with another model."),
     "topology": ("infra.cli.topology", "topology", "Describe, draw, check and create the topics."),
     "config": ("infra.cli.config", "config", "Check, show and start a site's configuration."),
     "broker": ("infra.cli.broker", "broker", "Run a local Apache Kafka."),
     "models": ("infra.cli.models", "models", "Fetch, convert and list models."),
+    "bench": ("infra.cli.bench", "bench", "Benchmarks: what Headwater promises, measured on this machine."),
     "doctor": ("infra.cli.doctor", "doctor", "Check what Headwater needs on this machine, with the fix for each fault."),
 }
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, sentence) for name, (_, _, sentence) in COMMANDS.items()])
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="headwater", prog_name="headwater")
 def cli() -> None:
     """Event-streaming inference for edge AI.

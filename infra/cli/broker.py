@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,14 +18,15 @@ import psutil
 from rich.filesize import decimal
 from rich.table import Table
 
-from infra import paths
 from infra.cli.common import CommandFailed, err, json_option, out, print_json
-from infra.kafka import KafkaFailed
-from infra.kafka.broker import Broker, stop_broker
+from infra.kafka import KafkaFailed, local
+from infra.kafka.broker import FULL_BYTES, Broker, stop_broker
 from infra.kafka.folder import read_state
 from infra.kafka.ready import wait_answer
-from infra.kafka.settings import HEAP_MB, BrokerSettings
+from infra.kafka.settings import HEAP_MB, MIN_FREE_BYTES, BrokerSettings
+from infra.kafka.supervise import keep_running
 from infra.processes import Terminated, ended_by_signals
+from infra.text import shown
 
 LOOK_S = 0.2
 ANSWER_S = 3.0
@@ -32,7 +34,8 @@ STOPPED = {0, 143}  # exit codes of a JVM that was asked to end
 
 
 class BrokerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One broker as `headwater broker status` shows it. `state`: running (it answers), silent (it does not), starting, stopped."""
+    """One broker as `headwater broker status` shows it. `state`: running (it answers), silent (it does not), starting, stopped,
+    disk full (stopped, and it cannot start)."""
 
     name: str
     state: str
@@ -84,12 +87,20 @@ def broker() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, callback=_host, help="Address to listen on, and that clients dial.")
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Its folder; remembered for its name.")
 @click.option("--heap-mb", default=HEAP_MB, show_default=True, type=click.IntRange(96, 65_536), help="Java heap in MB.")
+@click.option(
+    "--min-free-mb",
+    default=MIN_FREE_BYTES >> 20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Space that must be free to start, and to start again after the disk was full.",
+)
 @click.option("--detach", is_flag=True, help="Return when it answers; `headwater broker down` stops it.")
 @json_option
-def up(name: str, port: int, host: str, data_dir: Path | None, heap_mb: int, detach: bool, as_json: bool) -> None:
+def up(name: str, port: int, host: str, data_dir: Path | None, heap_mb: int, min_free_mb: int, detach: bool, as_json: bool) -> None:
     """Start the broker NAME (local) and keep it until Ctrl-C.
 
-    The first start fetches Kafka (45 MB) and takes some seconds more; later ones need no network.
+    The first start fetches Kafka (45 MB) and takes some seconds more; later ones need no network. If its disk fills, Kafka stops; this
+    command says so, waits for room, and starts it again (with --detach nobody does: start it again yourself).
 
     \b
     Examples:
@@ -98,7 +109,9 @@ def up(name: str, port: int, host: str, data_dir: Path | None, heap_mb: int, det
       headwater broker up archive --port 0 --data-dir /mnt/disk/kafka --json
     """
     folder = _choose_folder(name, data_dir)
-    server = Broker(BrokerSettings(name=name, folder=folder, host=host, port=port, heap_mb=heap_mb), detached=detach)
+    server = Broker(
+        BrokerSettings(name=name, folder=folder, host=host, port=port, heap_mb=heap_mb, min_free_bytes=min_free_mb << 20), detached=detach
+    )
     with ended_by_signals():
         try:
             server.spawn()
@@ -110,8 +123,9 @@ def up(name: str, port: int, host: str, data_dir: Path | None, heap_mb: int, det
             _say_ready(server, as_json)
             if detach:
                 return
-            while (code := server.poll()) is None:
-                time.sleep(LOOK_S)
+            code = keep_running(server, _say)
+        except KafkaFailed as error:
+            raise CommandFailed(str(error)) from None
         except (KeyboardInterrupt, Terminated):
             err.print(f"stopping broker {name}")
             raise
@@ -167,7 +181,7 @@ def status(as_json: bool) -> None:
     table = Table("name", "state", "pid", "bootstrap servers", "memory", "data", "uptime", box=None, pad_edge=False, header_style="dim")
     for one in found:
         memory = decimal(one.resident_bytes) if one.resident_bytes is not None else ""
-        style = {"running": "green", "silent": "red", "starting": "yellow"}.get(one.state, "dim")
+        style = {"running": "green", "silent": "red", "disk full": "bold red", "starting": "yellow"}.get(one.state, "dim")
         uptime = _duration(one.uptime_s) if one.uptime_s is not None else ""
         state = f"[{style}]{one.state}[/]"
         table.add_row(one.name, state, str(one.pid or ""), one.bootstrap_servers or "", memory, decimal(one.data_bytes), uptime)
@@ -190,20 +204,15 @@ def logs(name: str, follow: bool, lines: int) -> None:
     if not path.exists():
         raise CommandFailed(f"there is no log {path}: {_known_text()}")
     for line in _tail(path, lines, follow):
-        click.echo(line)
-
-
-def _home() -> Path:
-    return paths.data_dir() / "brokers"
+        click.echo(shown(line, keep="\t"))  # what Kafka logs may hold what clients sent
 
 
 def _folder(name: str) -> Path:
-    return (_home() / name).resolve()
+    return (local.home() / name).resolve()
 
 
 def _known() -> list[str]:
-    """Names of the brokers that have ever run here; a name whose folder is gone is not one."""
-    return sorted(entry.name for entry in _home().iterdir() if (entry / "data" / "meta.properties").exists()) if _home().is_dir() else []
+    return local.names()
 
 
 def _known_text() -> str:
@@ -213,7 +222,7 @@ def _known_text() -> str:
 
 def _choose_folder(name: str, data_dir: Path | None) -> Path:
     """The broker's folder: by its name, or the one asked for, which a link by its name remembers."""
-    link = _home() / name
+    link = local.home() / name
     if data_dir is None:
         return link.resolve()
     folder = data_dir.resolve()
@@ -244,6 +253,11 @@ def _say_ready(server: Broker, as_json: bool) -> None:
         err.print(f"whoever reaches {server.settings.host} can read and write it: keep it on a network that you trust", style="yellow")
 
 
+def _say(text: str) -> None:
+    """A line about a broker that runs."""
+    err.print(text, style="bold red" if text.startswith("disk full") else "green", markup=False)
+
+
 def _loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -270,7 +284,8 @@ def _describe(name: str, folder: Path) -> BrokerStatus:
     state = read_state(folder)
     process = state.process() if state else None
     if state is None or process is None:
-        return plain
+        full = folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES
+        return msgspec.structs.replace(plain, state="disk full") if full else plain
     try:
         resident, created = process.memory_info().rss, process.create_time()
     except psutil.Error:  # it ended meanwhile

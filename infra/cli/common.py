@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
+from infra.text import shown, shown_json
 from schemas.config import InvalidConfig, SiteConfig, parse
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_CONFIG = "headwater.toml"
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Screen(Console):
+    """A console that text cannot steer: a control character in what is printed is shown as its escape. Names of consumer groups, errors
+    of brokers and cameras, and records come from outside."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text, keep="\n"))
+
+
+out = Screen(highlight=False, soft_wrap=True)
+err = Screen(stderr=True, highlight=False, soft_wrap=True)
 
 
 class CommandFailed(click.ClickException):
@@ -27,8 +39,12 @@ class CommandFailed(click.ClickException):
 
     exit_code = 1
 
+    def shown(self) -> str:
+        """The message as it is printed."""
+        return shown(f"headwater: {self.format_message()}", keep="\n")
+
     def show(self, file: Any = None) -> None:
-        click.echo(f"headwater: {self.format_message()}", err=True)
+        click.echo(self.shown(), err=True)
 
 
 def config_option(command: F) -> F:
@@ -67,5 +83,5 @@ def load_config(path: str) -> SiteConfig:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+    sys.stdout.write(shown_json(msgspec.json.format(msgspec.json.encode(value)).decode()) + "\n")
     sys.stdout.flush()

@@ -130,11 +130,12 @@ def _faults(site: SiteConfig) -> Iterator[str]:
     from agents.models.store import OWN_MODEL
     from streams.cluster import unusable
 
-    detector = site.detector
-    if detector.model != OWN_MODEL and not Path(detector.model).is_file():
-        yield f"$.detector.model is {detector.model!r}: expected a file that is there, or {OWN_MODEL!r}"
-    if detector.labels and not Path(detector.labels).is_file():
-        yield f"$.detector.labels is {detector.labels!r}: expected a file that is there"
+    fallbacks = {f"$.detector.fallbacks[{index}]": each for index, each in enumerate(site.detector.fallbacks)}
+    for path, detector in {"$.detector": site.detector, **fallbacks}.items():
+        if detector.model not in ("", OWN_MODEL) and not Path(detector.model).is_file():
+            yield f"{path}.model is {detector.model!r}: expected a file that is there, or {OWN_MODEL!r}"
+        if detector.labels and not Path(detector.labels).is_file():
+            yield f"{path}.labels is {detector.labels!r}: expected a file that is there"
     for path, kafka in (("$.kafka", site.kafka), *([("$.link.region", site.link.region)] if site.link else [])):
         if reason := unusable(clients_of(kafka, "config")):
             yield f"{path}.properties: {reason}"
@@ -188,15 +189,16 @@ def _lines(tree: dict[str, Any], defaults: dict[str, Any] | None, path: str) -> 
 
     tables = {name: value for name, value in tree.items() if isinstance(value, dict) and name not in {"properties", "ports"}}
     for name, value in tree.items():
-        if name in tables or value is None or name == "rules":
+        if name in tables or value is None or name in {"rules", "fallbacks"}:
             continue
         text = escape(assign(name, value))
         changed = defaults is None or defaults.get(name) != value
         yield f"[bold]{text}[/]" if changed else f"[dim]{text}[/]"
-    for rule in tree.get("rules", ()):
-        yield ""
-        yield escape("[[rules]]")
-        yield from _lines(rule, None, "")
+    for name in ("rules", "fallbacks"):
+        for each in tree.get(name, ()):
+            yield ""
+            yield escape(f"[[{path}{name}]]")
+            yield from _lines(each, None, "")
     for name, table in tables.items():
         yield ""
         yield escape(f"[{path}{name}]")

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 from rich.text import Text
 
+from schemas.accounts import AccountSet
 from schemas.detections import Detection
-from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Position
+from schemas.incidents import Incident
+from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Position, Tier
 from streams.laws import size_text, time_text
 from streams.views import View
 
@@ -42,7 +44,7 @@ def line(view: View, *, topic: str = "") -> Text:
     text.append(f"  {sequence:<8}", style="dim")
     text.append("  ")
     text.append_text(summary(view))
-    if view.latency_ms is not None and view.kind in {"picture", "verdict", "result", "alert", "escalation"}:
+    if view.latency_ms is not None and view.kind in {"picture", "verdict", "result", "alert", "incident", "escalation"}:
         text.append(f"  {latency(view.latency_ms)}", style="dim")
     if view.failure is not None:
         text.append(f"  {clean(view.failure.topic)}@{view.failure.partition}:{view.failure.offset}", style="dim")
@@ -62,11 +64,21 @@ def summary(view: View) -> Text:
         if value.note:
             text.append(f"  {clean(value.note)}", style="dim")
     elif isinstance(value, Alert):
-        text.append(f"{value.state:<11}", style=STATES[value.state])
+        text.append(f"{value.state:<11}", style="dim" if view.late else STATES[value.state])
         text.append(f"  {clean(value.rule)}: {clean(value.label)} {score(value.score)}")
         text.append(f"  {clean(value.id)}", style="dim")
-        if value.decided_by is not None:
-            text.append(f"  by the {value.decided_by}", style="dim")
+        if value.decided_by is not None or value.raised_by is not Tier.LEAF:
+            text.append(f"  by the {value.decided_by or value.raised_by}", style="dim")
+        text.append(late(view), style="magenta")
+    elif isinstance(value, Incident):
+        text.append(f"{value.state:<11}", style="dim" if view.late or value.merged_into else STATES[value.state])
+        text.append(f"  {clean(value.rule)}: {clean(value.label)} {score(value.score)}")
+        text.append(f"  {value.alerts} alert{'' if value.alerts == 1 else 's'} by {names(value.sources)}")
+        text.append(f" within {time_text((value.ended_at - value.started_at).total_seconds())}" if value.alerts > 1 else "")
+        text.append(f"  {clean(value.id)}", style="dim")
+        if value.merged_into is not None:
+            text.append(f"  is now a part of {clean(value.merged_into)}", style="cyan")
+        text.append(late(view), style="magenta")
     elif isinstance(value, Escalation):
         text.append(f"{value.reason:<11}", style="yellow")
         asked = value.records[0] if len(value.records) == 1 else None
@@ -82,6 +94,10 @@ def summary(view: View) -> Text:
         text.append(f"  {value.acknowledged} of {value.assigned} records acknowledged")
         if value.width:
             text.append(f"  {value.width}x{value.height} at {value.fps:g} fps", style="dim")
+    elif isinstance(value, AccountSet):
+        count = sum(last - first + 1 for first, last in value.ranges.pairs)
+        text.append(f"{value.outcome:<11}", style="cyan").append(f"  {count} records in {len(value.ranges.pairs)} ranges")
+        text.append(f", {clean(value.reason)}" if value.reason else "")
     elif isinstance(value, Control):
         text.append(f"{value.site}: {value.inferences_per_s:g} looks a second at {value.input_side} px, says {value.region}")
     elif isinstance(value, Position):
@@ -113,6 +129,20 @@ def picture(view: View) -> str:
         return ""
     side = f"{found.width}x{found.height} JPEG" if found.width else "unreadable JPEG"
     return f"{side}, {size_text(found.size_bytes)}"
+
+
+def late(view: View) -> str:
+    """`  late by 2 hours` for what is old news, `  replayed` for what comes again from its dead letter; else nothing."""
+    if not view.late:
+        return ""
+    by = f"  late by {time_text(view.value.late_by_s)}" if view.value.late else ""
+    return by + ("  replayed" if view.replayed else "")
+
+
+def names(found: Iterable[str]) -> str:
+    """`cam-1, cam-2 and 3 more`."""
+    every = [clean(name) for name in found]
+    return ", ".join(every[:4]) + (f" and {len(every) - 4} more" if len(every) > 4 else "")
 
 
 def detections(found: Iterable[Detection]) -> str:

@@ -10,12 +10,16 @@ from rich.text import Text
 
 from infra.cli.clusters import clients_of, explained, region_of
 from infra.cli.common import CommandFailed, config_option, err, json_option, load_config, out, print_json
-from infra.cli.lines import STATES, clean, clock, detections, latency, score
+from infra.cli.lines import STATES, clean, clock, detections, latency, names, score
 from schemas.detections import Detection
-from schemas.messages import Alert, Answer, Escalation, Result, Tier, Verdict
+from schemas.incidents import Incident
+from schemas.messages import LATE_S, Alert, Answer, Escalation, Result, Tier, Verdict
+from streams.laws import time_text
 
 if TYPE_CHECKING:
+    from streams.clients import Clients
     from streams.story import Event, Story
+    from streams.topology import Topology
 
 MAX_COLUMNS = 100
 
@@ -28,16 +32,17 @@ MAX_COLUMNS = 100
 @click.option("--region", is_flag=True, help="Read at the region, through the leaf's [link].")
 @json_option
 def show(alert: str, config_path: str, picture: str | None, draw: bool | None, region: bool, as_json: bool) -> None:
-    """Show an alert: what happened to it, who decided, and its picture.
+    """Show an alert: what happened to it, who decided, and its picture; or an incident with its witnesses.
 
-    ALERT is its id, a beginning of it that is unique, or `last`. The picture is kept beyond the retention of frames; on it, the leaf's
-    boxes are orange, a higher tier's green, the rule's zone blue.
+    ALERT is its id, a beginning of it that is unique, or `last`; one that begins with `incident-` is an incident. The picture is kept
+    beyond the retention of frames; on it, the leaf's boxes are orange, a higher tier's green, the rule's zone blue.
 
     \b
     Examples:
       headwater show last
       headwater show alert-c3fd --picture alert.jpg
       headwater show last --json | jq .state
+      headwater show incident-c3fd
     """
     from streams.story import find_alert, tell
     from streams.topology import Topology
@@ -45,6 +50,11 @@ def show(alert: str, config_path: str, picture: str | None, draw: bool | None, r
     config = load_config(config_path)
     topology, kafka = region_of(config, config_path) if region else (Topology(config), config.kafka)
     clients = clients_of(kafka, "show")
+    if alert.startswith("incident-"):
+        if picture is not None or draw:
+            raise click.UsageError("an incident has no picture of its own: ask for one of its alerts")
+        _show_incident(topology, clients, alert, as_json)
+        return
     with explained(), err.status("reading the alert's story"):
         story = tell(topology, clients, find_alert(topology, clients, alert))
     if picture is not None:
@@ -62,10 +72,46 @@ def show(alert: str, config_path: str, picture: str | None, draw: bool | None, r
         err.print(f"picture written to {picture}", markup=False)
 
 
+def _show_incident(topology: Topology, clients: Clients, wanted: str, as_json: bool) -> None:
+    from streams.events import find_incident
+    from streams.views import plain
+
+    with explained(), err.status("reading the incidents"):
+        incident = find_incident(topology, clients, wanted)
+    if as_json:
+        print_json({**plain(incident), "late": incident.late})
+        return
+    for line in _told_incident(incident):
+        out.print(line)
+
+
+def _told_incident(incident: Incident) -> list[Text]:
+    head = Text(incident.id, style="bold")
+    head.append("  ").append(incident.state, style=STATES[incident.state]).append(_late(incident.late_by_s), style="magenta")
+    took = (incident.ended_at - incident.started_at).total_seconds()
+    lines = [
+        head,
+        Text(f"  rule {clean(incident.rule)}: {clean(incident.label)} at {clean(incident.place)}, seen by {names(incident.sources)}"),
+        Text(f"  began {clock(incident.started_at)}{f', went on for {time_text(took)}' if took else ''}", style="dim"),
+    ]
+    for witness in incident.witnesses:
+        text = Text("  ").append(clock(witness.captured_at), style="dim")
+        text.append(f"  {clean(witness.source):<10} ").append(f"{witness.state:<11}", style=STATES[witness.state])
+        text.append(f" {score(witness.score)}").append(f"  {clean(witness.alert)} of site {witness.site}", style="dim")
+        lines.append(text.append(_late(witness.late_by_s), style="magenta"))
+    if (more := incident.alerts - len(incident.witnesses)) > 0:
+        lines.append(Text(f"  and {more} more", style="dim"))
+    return lines
+
+
+def _late(late_by_s: float) -> str:
+    return f"  late by {time_text(late_by_s)}" if late_by_s >= LATE_S else ""
+
+
 def _told(story: Story) -> list[Text]:
     alert = story.alert
     head = Text(alert.id, style="bold")
-    head.append("  ").append(alert.state, style=STATES[alert.state])
+    head.append("  ").append(alert.state, style=STATES[alert.state]).append(_late(alert.late_by_s), style="magenta")
     lines = [
         head,
         Text(f"  rule {clean(alert.rule)}: {clean(alert.label)} with a score of {score(alert.min_score)} or more")
@@ -82,8 +128,9 @@ def _event_line(event: Event, taken: dt.datetime) -> Text:
     value = event.value
     if isinstance(value, Alert):
         text.append(f"{value.state:<15}", style=STATES[value.state])
-        by = f"by the {value.decided_by}" if value.decided_by else "by the leaf" if value.version == 0 else ""
+        by = f"by the {value.decided_by}" if value.decided_by else f"by the {value.raised_by}" if value.version == 0 else ""
         text.append(f" {by}{f', after {value.held_s:.1f} s' if value.version == 0 and value.held_s else ''}")
+        text.append(_late(value.late_by_s), style="magenta")
         text.append(f"  {clean(value.note)}" if value.note else "", style="dim")
     elif isinstance(value, Escalation):
         text.append(f"{'escalated':<15}", style="yellow").append(
@@ -154,6 +201,7 @@ def _plain(story: Story, saved: str | None) -> dict[str, Any]:
         "id": alert.id,
         "state": alert.state,
         "decided_by": alert.decided_by,
+        "late": alert.late,
         "alert": plain(alert),
         "events": [
             {

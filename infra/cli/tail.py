@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from rich.console import Console
 
 from infra.cli.clusters import clients_of, explained, region_of, topics_named
-from infra.cli.common import config_option, load_config
+from infra.cli.common import Screen, config_option, load_config
+from infra.text import shown_json
 
 if TYPE_CHECKING:
     from streams.reader import Start
@@ -33,11 +33,14 @@ class _Start(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+START = _Start()
+
+
 @click.command()
 @click.argument("topic")
 @config_option
 @click.option("-n", "--lines", type=click.IntRange(0, MAX_LINES), metavar="N", help="Begin with the last N records; 10 by default.")
-@click.option("--from", "start", type=_Start(), metavar="WHERE", help="Begin at: beginning, end, an age (5m, 2h), a time, or an offset.")
+@click.option("--from", "start", type=START, metavar="WHERE", help="Begin at: beginning, end, an age (5m, 2h), a time, or an offset.")
 @click.option("-f/-F", "--follow/--no-follow", default=True, help="Go on with what comes, which is the default, or stop at the end.")
 @click.option("--source", metavar="NAME", help="Only records of this source.")
 @click.option("--region", is_flag=True, help="Read at the region, through the leaf's [link].")
@@ -86,7 +89,7 @@ def tail(
         from streams.describe import label
 
         if as_json:
-            sys.stdout.write(msgspec.json.encode(to_json(view)).decode() + "\n")
+            sys.stdout.write(shown_json(msgspec.json.encode(to_json(view)).decode()) + "\n")
             sys.stdout.flush()
         else:
             screen.print(line(view, topic=label(view.stored.topic) if len(topics) > 1 else ""))
@@ -97,7 +100,7 @@ def tail(
     return 0
 
 
-class _Screen(Console):
+class _Screen(Screen):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 

@@ -223,12 +223,15 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     brokers: int | None = None
     lags: Sequence[Any] = ()
     outages: Sequence[Any] = ()
+    most_bytes: int = 0
 
     def count(self, severity: str) -> int:
         return sum(finding.severity == severity for finding in self.findings)
 
 
 def _look(topology: Topology, report: Report) -> Look:
+    from streams.disk import most_bytes
+
     return Look(
         tier=topology.tier,
         site=topology.site,
@@ -239,6 +242,7 @@ def _look(topology: Topology, report: Report) -> Look:
         brokers=report.brokers,
         lags=report.lags,
         outages=report.outages,
+        most_bytes=most_bytes(topology),
     )
 
 
@@ -268,6 +272,10 @@ def _print_look(look: Look) -> None:
             out.print(f"          [dim]->[/] {escape(finding.fix)}")
     _print_lags(look)
     _print_outages(look)
+    if look.most_bytes:
+        from streams.laws import size_text
+
+        out.print(f"  [dim]its topics take[/] {size_text(look.most_bytes)} [dim]at most; `headwater doctor` holds that against the disk[/]")
 
 
 def _print_lags(look: Look) -> None:

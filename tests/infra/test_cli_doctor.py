@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_a_site_whose_topics_are_there_is_fit(headwater: Run, kafka: Kafka, pref
     assert (found["topics"]["state"], found["topics"]["fix"]) == ("fault", "`headwater topology create` creates them")
     headwater("topology", "create", "-c", path)
     found = findings(headwater("doctor", "-c", path, "--json"))
-    assert (found["topics"]["state"], found["topics"]["said"]) == ("ok", "16 of 16 exist, 0 errors, 0 warnings")
+    assert found["topics"]["state"] == "ok"
+    assert re.fullmatch(r"(\d+) of \1 exist, 0 errors, 0 warnings", found["topics"]["said"])
 
 
 def test_a_broker_that_is_not_there(headwater: Run, tmp_path: Path) -> None:
@@ -150,3 +152,18 @@ def test_a_look_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["memory"].state is State.FAULT
     assert "odd machine" in found["memory"].said
     assert "engine" in found, "the others are looked at all the same"
+
+
+def test_the_disk_is_held_against_what_the_topics_may_take(headwater: Run, tmp_path: Path) -> None:
+    small = site(
+        tmp_path,
+        "127.0.0.1:1",
+        f'[topics]\noutbox_retention_bytes = 1048576\nframes_retention_bytes = 1048576\n[disk]\npath = "{tmp_path}"\n',
+    )
+    found = findings(headwater("doctor", "-c", small, "--json"))["kafka disk"]
+    assert (found["state"], "at most" in found["said"], str(tmp_path) in found["said"]) == ("ok", True, True)
+    large = site(tmp_path, "127.0.0.1:1", f'[topics]\noutbox_retention_bytes = 1099511627776\n[disk]\npath = "{tmp_path}"\n')
+    found = findings(headwater("doctor", "-c", large, "--json"))["kafka disk"]
+    assert (found["state"], "outbox_retention_bytes" in found["fix"]) == ("warning", True)
+    unknown = site(tmp_path, "10.0.0.5:9092", "")
+    assert findings(headwater("doctor", "-c", unknown, "--json"))["kafka disk"]["state"] == "info"

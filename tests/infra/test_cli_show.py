@@ -20,6 +20,7 @@ from schemas.config import Kafka, SiteConfig, Topics
 from schemas.detections import Detection, Detections
 from schemas.frames import Frame
 from schemas.identity import RecordId, alert_id, new_epoch
+from schemas.incidents import Incident, incident_id, incident_of, merged
 from schemas.messages import Alert, AlertState, Status, Tier, Verdict
 from schemas.rules import Zone
 from streams import outputs
@@ -177,3 +178,53 @@ def test_words_beyond_the_fonts_do_no_harm() -> None:
     drawn = annotated(GREY, [(Detection("größe 猫", 0.5, 0.0, 0.0, 1.0, 1.0), LEAF_COLOUR)], Zone())
     assert near(drawn, LEAF_COLOUR)
     assert (GREY == 128).all(), "the picture itself is left as it is"
+
+
+# ---- incidents
+
+
+@pytest.fixture
+def incidents(alert: Alert, kafka: Kafka, prefix: str) -> tuple[Incident, Incident]:
+    """One that came a day late, of two alerts, and one that has become a part of it."""
+    topology = Topology(SiteConfig(name="leaf-1", tier="leaf", kafka=kafka, topics=Topics(prefix=prefix)))
+    late = msgspec.structs.replace(alert, late_by_s=86_400.0 * 3)
+    second = msgspec.structs.replace(
+        late, id=alert_id("gate", "2"), captured_at=alert.captured_at + dt.timedelta(seconds=4), state=AlertState.RETRACTED, version=2
+    )
+    whole = incident_of([late, second], "zone:gate")
+    part = merged(msgspec.structs.replace(whole, id=incident_id(second.id)), whole.id)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for one in (outputs.incident(topology.topic("incidents"), whole), outputs.incident(topology.topic("incidents"), part)):
+        producer.produce(one.topic.name, key=one.key, value=one.value, headers=one.headers, partition=one.partition)
+        producer.flush(10)
+    return whole, part
+
+
+def test_an_incident_is_shown_with_its_witnesses_also_by_the_name_of_one_that_was_merged(
+    headwater: Run, site: Path, incidents: tuple[Incident, Incident]
+) -> None:
+    whole, part = incidents
+    for wanted in (whole.id, part.id[:20]):
+        ran = headwater("show", wanted, "-c", site)
+        assert ran.code == 0, ran.err
+        lines = ran.out.splitlines()
+        assert lines[0] == f"{whole.id}  raised  late by 3 days"
+        assert "rule gate: person at zone:gate, seen by cam-1" in lines[1]
+        assert "went on for 5.5 s" in lines[2]
+        assert [line.split()[2] for line in lines[3:]] == ["raised", "retracted"]
+        assert all(line.endswith("late by 3 days") for line in lines[3:])
+    told = msgspec.json.decode(headwater("show", whole.id, "-c", site, "--json").out)
+    assert (told["late"], told["alerts"], [w["state"] for w in told["witnesses"]]) == (True, 2, ["raised", "retracted"])
+    ran = headwater("show", "incident-none", "-c", site)
+    assert (ran.code, "headwater tail incidents" in ran.err) == (1, True)
+    assert headwater("show", whole.id, "-c", site, "--picture", "x.png").code == 2
+
+
+def test_tail_shows_incidents_and_marks_what_is_old_news(headwater: Run, site: Path, incidents: tuple[Incident, Incident]) -> None:
+    whole, part = incidents
+    ran = headwater("tail", "incidents", "-c", site, "--no-follow", "--from", "beginning")
+    assert ran.code == 0, ran.err
+    first, second = ran.out.splitlines()
+    assert "gate: person .62  2 alerts by cam-1 within 5.5 s" in first
+    assert "late by 3 days" in first
+    assert f"{part.id}  is now a part of {whole.id}" in second

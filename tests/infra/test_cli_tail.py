@@ -23,7 +23,7 @@ from schemas.messages import Drop, Ranges, Status, Tier, Verdict
 from streams import outputs
 from streams.clients import Clients
 from streams.cluster import create_topics
-from streams.delivery import error_headers
+from streams.burial import error_headers
 from streams.topology import Topology
 
 Run = Callable[..., Any]

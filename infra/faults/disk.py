@@ -1,0 +1,70 @@
+"""A region's broker whose disk is full: a small file system that other files fill until it has room again. Mounting it takes root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from infra.faults.fleet import Fleet
+from infra.faults.rounds import Fault, Setting
+from infra.faults.service import FaultDidNotHappen
+
+SIZE_MB = 768
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of `SIZE_MB` in memory, as long as the block lasts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    subprocess.run([*as_root, "mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=0777", "tmpfs", str(folder)], check=True, timeout=20)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*as_root, "umount", "-l", str(folder)], check=True, timeout=20)
+
+
+def full(fleet: Fleet, setting: Setting) -> Iterator[str]:
+    """Fill the disk of the region's broker until it ends, keep it so for a while, then make room."""
+    setting.moment()
+    broker = fleet["region broker"]
+    disk = fleet.region_broker.settings.folder.parent
+    ballast = disk / "ballast"
+    filled = _fill(ballast)
+    deaths = len(broker.deaths)
+    end = time.monotonic() + 60
+    while len(broker.deaths) == deaths and time.monotonic() < end:
+        _fill(ballast)  # what the broker deleted meanwhile
+        time.sleep(0.2)
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    ended = [death.code for death in broker.deaths[deaths:]]
+    if not ended:
+        raise FaultDidNotHappen(f"the region's broker lives on with {free} bytes free")
+    time.sleep(setting.length_s)
+    ballast.unlink()
+    fleet.wait("the region's broker to be back", lambda: broker.alive)
+    fleet.wait_ready()
+    yield (
+        f"{filled >> 20} MiB of other files filled the disk, the region's broker ended with code {ended[0]}; "
+        f"{setting.length_s:.0f} s later there was room"
+    )
+
+
+def _fill(path: Path) -> int:
+    """Write until nothing more goes onto the disk; returns the bytes of the file."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        for piece in (1 << 20, 4096):
+            with contextlib.suppress(OSError):
+                while os.write(file, bytes(piece)) == piece:
+                    continue
+        return os.fstat(file).st_size
+    finally:
+        os.close(file)
+
+
+DISK = Fault("region broker's disk full", full, outage=True, length_s=6.0)

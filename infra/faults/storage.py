@@ -1,0 +1,113 @@
+"""Faults of what brokers keep: a topic made anew, a log cut by a power cut, retention shorter than an outage, a disk that is full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from infra.faults.fleet import Fleet
+from infra.faults.rounds import Act, Broken, Fault, Setting
+from infra.faults.service import FaultDidNotHappen
+
+CUT_BYTES = 3_000
+
+
+def _quiet(fleet: Fleet) -> None:
+    """Stop the producer and wait for everything: what is taken away next is nothing that was still to be read."""
+    fleet["producer"].stop()
+    if not (settled := fleet.settle(limit_s=60)).clean:
+        raise Broken(f"not quiet before the fault: {settled}")
+
+
+def recreated(*topics: str) -> Act:
+    """Topics of the leaf deleted and made anew: offsets begin again at 0, under another uuid."""
+
+    def act(fleet: Fleet, setting: Setting) -> Iterator[str]:
+        _quiet(fleet)
+        said = []
+        for topic in topics:
+            before, end = fleet.leaf.uuid(topic), fleet.leaf.end(topic, fleet.partitions)
+            after = fleet.leaf.recreate(topic)
+            if after == before:
+                raise FaultDidNotHappen(f"{topic} kept its uuid")
+            fleet.judge.look_again("leaf", topic)
+            said.append(f"{topic} ({end} records) is {after} instead of {before}")
+        fleet["producer"].start()
+        time.sleep(setting.length_s)
+        yield "; ".join(said)
+
+    return act
+
+
+def truncated(*topics: str) -> Act:
+    """A power cut: the leaf's broker ends at once, and the last bytes of its logs are gone."""
+
+    def act(fleet: Fleet, setting: Setting) -> Iterator[str]:
+        _quiet(fleet)
+        ends = {topic: [high for _, high in fleet.leaf.watermarks(topic, fleet.partitions)] for topic in topics}
+        death = fleet["leaf broker"].kill(stay_down=True)
+        for topic in topics:
+            for partition in range(fleet.partitions):
+                _cut(fleet.leaf_broker.settings.folder / "data" / f"{topic}-{partition}")
+        fleet.start_leaf_broker()
+        lost = {topic: sum(ends[topic]) - fleet.leaf.end(topic, fleet.partitions) for topic in topics}
+        if not all(lost.values()):
+            raise FaultDidNotHappen(f"nothing is missing from {lost}")
+        for topic in topics:
+            fleet.judge.look_again("leaf", topic)
+        fleet["producer"].start()
+        time.sleep(setting.length_s)
+        yield f"broker (pid {death.pid}) killed and logs cut: {', '.join(f'{count} records of {topic}' for topic, count in lost.items())}"
+
+    return act
+
+
+def _cut(folder: Path) -> None:
+    """Take the last bytes of a partition's newest segment."""
+    segment = max(folder.glob("*.log"))
+    size = segment.stat().st_size
+    with segment.open("r+b") as file:
+        file.truncate(max(0, size - CUT_BYTES))
+
+
+def outlived(fleet: Fleet, setting: Setting) -> Iterator[str]:
+    """An outage longer than retention: what the leaf no longer has is said to be lost, exactly.
+
+    The link's process is ended in order first: it would hold what it has read, and what it had sent without an answer would come after all.
+    """
+    fleet.settle(limit_s=60)
+    fleet["link"].stop()
+    fleet.proxy.cut()
+    starts = [high for _, high in fleet.leaf.watermarks("verdicts", fleet.partitions)]
+    before = fleet.leaf.settings("verdicts")
+    fleet.leaf.set_topic("verdicts", segment_ms="1000", retention_bytes="20000")
+
+    def gone() -> int:
+        return sum(max(0, low - start) for start, (low, _) in zip(starts, fleet.leaf.watermarks("verdicts", fleet.partitions), strict=True))
+
+    fleet.wait("retention to take verdicts that the link has not carried", lambda: gone() > 200, 120)
+    fleet.leaf.set_topic("verdicts", segment_ms=before.get("segment.ms", "3600000"), retention_bytes=before["retention.bytes"])
+    lost = gone()
+    fleet.proxy.restore()
+    fleet["link"].start()
+    yield f"retention took {lost} verdicts or more during the outage"
+    with fleet.judge.lock:
+        missing = {(each.partition, each.offset) for each in fleet.judge.book.lost("verdicts")}
+        said = {
+            (partition, offset)
+            for uuid, partition, first, last in fleet.judge.book.losses
+            if uuid == fleet.judge.book.uuids["verdicts"]
+            for offset in range(first, last + 1)
+        }
+    if not missing or said != missing:
+        raise Broken(f"{len(missing)} verdicts never came to the region, {len(said)} were said to be lost, {len(said ^ missing)} differ")
+
+
+STORAGE = (
+    Fault("topic recreated: frames", recreated("frames"), length_s=6.0),
+    Fault("topic recreated: escalations", recreated("escalations"), length_s=6.0),
+    Fault("topic recreated: verdicts", recreated("verdicts"), length_s=6.0),
+    Fault("power cut: logs truncated", truncated("frames", "verdicts"), length_s=6.0),
+    Fault("outage longer than retention", outlived),
+)
