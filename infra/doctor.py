@@ -66,7 +66,11 @@ def examine(config: SiteConfig | None) -> Iterator[Finding]:
         ("engines", lambda: engines(config)),
     ]
     if config is not None:
-        looks += [("brokers", lambda: brokers(config)), ("topics", lambda: topics(config))]
+        looks += [
+            ("kafka disk", lambda: kafka_disk(config)),
+            ("brokers", lambda: brokers(config)),
+            ("topics", lambda: topics(config)),
+        ]
     for subject, look in looks:
         try:
             yield from look()
@@ -182,6 +186,47 @@ def disk(config: SiteConfig | None) -> Iterator[Finding]:
         free = shutil.disk_usage(there).free
         fix = f"free some, or set {variable} to a folder with more room"
         yield _least(f"disk for {use}", f"{size_text(free)} free at {folder}", free, LEAST_DISK, WANTED_DISK, fix)
+
+
+def kafka_disk(config: SiteConfig) -> Iterator[Finding]:
+    """Whether the disk of the site's Kafka holds what its topics may take, where it is a disk of this machine."""
+    from infra.kafka.local import log_folder
+    from streams.disk import most_bytes, usage
+    from streams.topology import Topology
+
+    most = most_bytes(Topology(config))
+    said = f"the topics of {config.name} take {size_text(most)} at most"
+    folder = log_folder(config)
+    if folder is None:
+        yield Finding(
+            state=State.INFO,
+            subject="kafka disk",
+            said=f"{said}; the broker's disk is not known here",
+            fix="set disk.path if its log lies on this machine: then a low disk is seen, and lower lanes go first",
+        )
+        return
+    try:
+        found = usage(folder)
+    except OSError as error:
+        yield Finding(
+            state=State.FAULT,
+            subject="kafka disk",
+            said=f"{folder} cannot be looked at: {error.strerror}",
+            fix="set disk.path to a folder that is there",
+        )
+        return
+    there = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    room = f"{said}, of which {size_text(there)} are there; {folder} has {size_text(found.free)} free of {size_text(found.total)}"
+    if most > found.free + there:
+        yield Finding(
+            state=State.WARNING,
+            subject="kafka disk",
+            said=room,
+            fix="lower topics.outbox_retention_bytes or topics.frames_retention_bytes (bytes a partition), or use a larger disk; "
+            "until then a low disk makes the leaf do without lower lanes",
+        )
+    else:
+        yield ok("kafka disk", room)
 
 
 def _least(subject: str, said: str, found: int, least: int, wanted: int, fix: str) -> Finding:

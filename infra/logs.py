@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import sys
 from typing import Any
 
 import msgspec
+
+from infra.text import shown, shown_json
 
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 _NOISY = {"faust": "WARNING", "mode": "WARNING", "aiokafka": "WARNING", "asyncio": "WARNING", "headwater.librdkafka": "ERROR"}
@@ -39,7 +42,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={_plain(value)}" for name, value in _fields(record, self.fixed).items())
-        line = f"{_time(record)} {record.levelname:<7} {record.name}: {record.getMessage()}" + (f"  {fields}" if fields else "")
+        line = f"{_time(record)} {record.levelname:<7} {record.name}: {shown(record.getMessage())}" + (f"  {fields}" if fields else "")
         return line + ("\n" + self.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else "")
 
 
@@ -55,9 +58,12 @@ class JsonLines(logging.Formatter):
         line |= _fields(record, self.fixed)
         if record.exc_info and record.exc_info[0]:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            return shown_json(msgspec.json.encode(line, enc_hook=str).decode())
+        except UnicodeEncodeError:  # halves of surrogate pairs, in what an error says of foreign bytes
+            return shown_json(json.dumps(line, default=str))
 
 
 def _plain(value: Any) -> str:
-    text = str(value)
+    text = shown(str(value))  # it may come from outside: one event stays one line, and cannot steer a terminal
     return f'"{text}"' if " " in text or not text else text

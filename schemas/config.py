@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -32,6 +32,13 @@ Bootstrap = Annotated[
     Meta(
         pattern=r"^[^\s,:\[\]]+:\d{1,5}(,[^\s,:\[\]]+:\d{1,5})*\Z|^\[[0-9a-fA-F:]+\]:\d{1,5}\Z",
         title="host:port, several separated by commas, such as 10.0.0.5:9092",
+    ),
+]
+Share = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\d{1,2}(\.\d+)?%|\d{1,15}( ?(KiB|MiB|GiB|TiB))?)\Z",
+        title="a share of the disk such as 10%, or bytes such as 2 GiB",
     ),
 ]
 EngineName = Literal["tensorrt", "cuda", "openvino", "cpu"]
@@ -88,6 +95,9 @@ class Topics(msgspec.Struct, **_strict):
     outbox_retention_bytes: Annotated[int, Meta(ge=1 << 20, le=MAX_BYTES, description="bytes of it kept in each partition at most")] = (
         4 << 30
     )
+    accounts_keep_s: Annotated[
+        int, Meta(ge=3600, le=YEARS_S, description="how long the account names the sequences of a silent epoch; then only numbers stay")
+    ] = 90 * 86_400
 
 
 class Ingress(msgspec.Struct, **_strict):
@@ -107,6 +117,47 @@ class Engine(msgspec.Struct, **_strict):
     ] = ("cpu",)
     workers: Annotated[int, Meta(ge=1, le=64, description="frames in work at a time")] = 2
     threads: Annotated[int, Meta(ge=1, le=64, description="threads of one inference; 1 is best on small and shared machines")] = 1
+    work_limit_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86_400,
+            description="when the work on records gives no answer for so long, the process ends and is started again; "
+            "a record that is found to be the cause becomes a dead letter",
+        ),
+    ] = 120.0
+    slow_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="when one look in twenty takes longer, the leaf goes down to its next engine or smaller model; "
+            "0: half of ingress.max_age_ms, but from 200 to 2000",
+        ),
+    ] = 0
+    hang_ms: Annotated[
+        int,
+        Meta(
+            ge=100, le=600_000, description="a look that takes longer is given up: the frame is judged by the next engine or smaller model"
+        ),
+    ] = 5000
+    load_s: Annotated[
+        float, Meta(gt=0, le=7200, description="how long an engine may take to load a model; TensorRT builds for minutes the first time")
+    ] = 60.0
+
+
+class Fallback(msgspec.Struct, **_strict):
+    """A smaller model that a leaf goes down to when its detector fails or is slow, in the order of the file; what is not set is as in
+    [detector]. Without any, nanodet-g goes down to smaller inputs by itself."""
+
+    model: Annotated[str, Meta(description="path of an ONNX file, or nanodet-g; empty: that of [detector]")] = ""
+    family: Annotated[
+        Literal["", "nanodet", "yolov8", "detr", "classifier"], Meta(description="layout of its outputs; empty: that of [detector]")
+    ] = ""
+    sizes: Annotated[tuple[Annotated[int, Meta(ge=32, le=4096)], ...], Meta(min_length=1, description="input sides in pixels")] = (160,)
+    quantized: Annotated[bool, Meta(description="use int8 weights (of nanodet-g)")] = True
+    labels: Annotated[str, Meta(description="path of a text file with one class name a line; empty: that of [detector]")] = ""
+    name: Annotated[str, Meta(max_length=128, description="name in verdicts; empty: made from the model, its sizes and precision")] = ""
 
 
 class Detector(msgspec.Struct, **_strict):
@@ -129,6 +180,10 @@ class Detector(msgspec.Struct, **_strict):
         int,
         Meta(ge=0, le=(1 << 31) - 1, description="counts roll-outs of the model; of two verdicts of one tier the newer generation's holds"),
     ] = 0
+    degrade: Annotated[
+        bool, Meta(description="go down to a smaller model when this one fails or is slow; false: only to the next engine")
+    ] = True
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 class Policy(msgspec.Struct, **_strict):
@@ -148,10 +203,37 @@ class Policy(msgspec.Struct, **_strict):
         int, Meta(ge=100, le=30 * 86_400_000, description="how long an answer of the region is waited for; then the result is 'unanswered'")
     ] = 10_000
     ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400, description="how long an escalation is worth sending")] = 86_400.0
+    region_away: Annotated[
+        Literal["final", "wait"],
+        Meta(
+            description="while the region is away: final: what is unsure is answered finally, with a note; wait: it waits for an answer "
+            "until deadline_ms, as always"
+        ),
+    ] = "final"
+    away_backlog_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=30 * 86_400,
+            description="while the region is away: seconds for which unsure frames are still kept for it; after that only frames of alerts, "
+            "and those that no model here could judge",
+        ),
+    ] = 600.0
     evidence_side: Annotated[
         int, Meta(ge=32, le=8192, description="side in pixels that evidence is scaled to: the region's input size")
     ] = 512
     evidence_quality: Annotated[int, Meta(ge=1, le=100, description="JPEG quality of evidence")] = 40
+
+
+class SecondRegion(msgspec.Struct, **_strict):
+    """A region that takes over when the first is away; it has this site in its list too."""
+
+    region: Kafka = field(default_factory=Kafka)
+    region_name: Annotated[SiteName, Meta(description="name of that region's site")] = "region-2"
+    after_s: Annotated[float, Meta(ge=5, le=86_400, description="the first region is away for so long before the link turns here")] = 30.0
+    return_after_s: Annotated[
+        float, Meta(ge=5, le=86_400, description="the first region answers for so long before the link turns back")
+    ] = 60.0
 
 
 class Link(msgspec.Struct, **_strict):
@@ -159,9 +241,14 @@ class Link(msgspec.Struct, **_strict):
 
     region: Kafka = field(default_factory=Kafka)
     region_name: Annotated[SiteName, Meta(description="name of the region's site")] = "region"
-    batch_bytes: Annotated[
-        int, Meta(ge=1024, le=1 << 30, description="bytes sent before acknowledgements are awaited and the position is written")
-    ] = 256 << 10
+    budget_bytes_per_s: Annotated[
+        int, Meta(ge=0, le=MAX_BYTES, description="bytes a second on the wire, both directions together; 0: as many as the link carries")
+    ] = 0
+    burst_s: Annotated[float, Meta(gt=0, le=600, description="seconds of unspent budget that may be spent at once")] = 1.0
+    pictures: Annotated[bool, Meta(description="send the full picture of each alert too; the region judges a smaller one in any case")] = (
+        False
+    )
+    second: SecondRegion | None = None
 
 
 class Region(msgspec.Struct, **_strict):
@@ -171,6 +258,38 @@ class Region(msgspec.Struct, **_strict):
     inferences_per_s: Annotated[
         float, Meta(gt=0, le=1e6, description="capacity announced to each leaf; 0.8 of what was measured is a good start")
     ] = 2.0
+
+
+class Disk(msgspec.Struct, **_strict):
+    """What a leaf does when the disk of its Kafka runs low: lower lanes go first, with explained drops, alerts and verdicts last."""
+
+    path: Annotated[
+        str, Meta(description="folder of the broker's log, on this machine; empty: that of a local broker of ours, else there is no guard")
+    ] = ""
+    low: Annotated[
+        Share,
+        Meta(description="free space below which what the link has carried is deleted early, then evidence and pictures are not kept"),
+    ] = "10%"
+    very_low: Annotated[Share, Meta(description="free space below which frames are dropped at ingress, with the reason 'disk'")] = "4%"
+
+
+class SharedZone(msgspec.Struct, **_strict):
+    """A place that several sources see: alerts of one rule there, from whichever of them, are one incident if their times overlap."""
+
+    name: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z", title="1 to 64 letters, digits, '.', '_' or '-'", description="name of the place")
+    ]
+    sources: Annotated[tuple[str, ...], Meta(min_length=1, description="names of the sources that see it")] = ()
+    rules: Annotated[tuple[str, ...], Meta(description="names of the rules for which it is one place; empty: all")] = ()
+
+
+class Incidents(msgspec.Struct, **_strict):
+    """How alerts are joined into incidents."""
+
+    gap_s: Annotated[
+        float,
+        Meta(ge=0, le=86_400, description="alerts of one rule and place that lie no further apart are one incident; more than a cool-down"),
+    ] = 30.0
 
 
 class Metrics(msgspec.Struct, **_strict):
@@ -195,9 +314,12 @@ class SiteConfig(msgspec.Struct, **_strict):
     engine: Engine = field(default_factory=Engine)
     detector: Detector = field(default_factory=Detector)
     rules: tuple[Rule, ...] = ()
+    shared_zones: tuple[SharedZone, ...] = ()
+    incidents: Incidents = field(default_factory=Incidents)
     policy: Policy = field(default_factory=Policy)
     link: Link | None = None
     region: Region = field(default_factory=Region)
+    disk: Disk = field(default_factory=Disk)
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
@@ -214,6 +336,7 @@ class SiteConfig(msgspec.Struct, **_strict):
                 Zone(rule.zone)
             except ValueError as error:
                 yield f"$.rules[{index}].zone is {shown(rule.zone)}: {error}"
+        yield from self._crossing_zones()
         if self.policy.unsure_from > self.policy.unsure_to:
             yield f"$.policy.unsure_from is {self.policy.unsure_from}: expected at most unsure_to, which is {self.policy.unsure_to}"
         if self.tier == "region" and self.link is not None:
@@ -224,12 +347,42 @@ class SiteConfig(msgspec.Struct, **_strict):
             yield f"$.region.sites is {shown(self.region.sites)}: expected each site once"
         if self.name in self.region.sites:
             yield f"$.region.sites names {self.name!r}, this site itself: expected the leaf sites only"
+        if self.link is not None and self.link.second is not None and self.link.second.region_name in (self.name, self.link.region_name):
+            name = self.link.second.region_name
+            yield f"$.link.second.region_name is {name!r}: expected a name that is neither this site's nor the first region's"
         if self.link is not None and self.link.region_name == self.name:
             yield f"$.link.region_name is {self.name!r}, this site's own name: expected the region's"
+
+    def _crossing_zones(self) -> Iterator[str]:
+        """A source has one place for each rule."""
+        seen: dict[str, int] = {}
+        taken: dict[tuple[str, str], int] = {}
+        for index, zone in enumerate(self.shared_zones):
+            if zone.name in seen:
+                yield f"$.shared_zones[{index}].name is {zone.name!r} again: expected a name of its own for each zone"
+            seen[zone.name] = index
+            if not zone.sources:
+                yield f"$.shared_zones[{index}].sources is empty: expected the names of the sources that see it"
+            for source in dict.fromkeys(zone.sources):
+                for rule in dict.fromkeys(zone.rules or ("",)):
+                    others = [other for (name, of), other in taken.items() if name == source and (of == rule or "" in (of, rule))]
+                    if others:
+                        yield (
+                            f"$.shared_zones[{index}].sources names {source!r:.80}, which $.shared_zones[{others[0]}] has for the same "
+                            "rules: expected one zone for each source and rule"
+                        )
+                    taken.setdefault((source, rule), index)
 
     @property
     def tier_name(self) -> Tier:
         return Tier(self.tier)
+
+    def place_of(self, rule: str, source: str) -> str:
+        """Where alerts of a rule on a source belong, for incidents: the source itself, or `zone:` and the name of the zone it shares."""
+        for zone in self.shared_zones:
+            if source in zone.sources and (not zone.rules or rule in zone.rules):
+                return f"zone:{zone.name}"
+        return source
 
 
 def parse(text: str, environment: Mapping[str, str], *, where: str = "the configuration") -> SiteConfig:
@@ -264,13 +417,28 @@ def parse(text: str, environment: Mapping[str, str], *, where: str = "the config
     raise InvalidConfig(f"{where} has {len(lines)} faults:" + "".join(f"\n  {line}" for line in lines))
 
 
+def _table(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = tree.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def _fill(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
     """Fill `${NAME}` in the values of both `properties` tables, in place; yields a fault for each name that is not set."""
-    link = tree.get("link")
-    for path, kafka in (("$.kafka", tree.get("kafka")), ("$.link.region", link.get("region") if isinstance(link, dict) else None)):
+    link = _table(tree, "link")
+    clusters = {
+        "$.kafka": tree.get("kafka"),
+        "$.link.region": link.get("region"),
+        "$.link.second.region": _table(link, "second").get("region"),
+    }
+    return fill_properties(clusters.items(), environment)
+
+
+def fill_properties(tables: Iterable[tuple[str, Any]], environment: Mapping[str, str]) -> Iterator[str]:
+    """Fill `${NAME}` in the values of `properties` of some tables of clusters, in place; yields a fault for each name that is not set."""
+    for path, kafka in tables:
         properties = kafka.get("properties") if isinstance(kafka, dict) else None
         if not isinstance(properties, dict):
             continue

@@ -16,13 +16,24 @@ from schemas.config import SiteConfig
 from schemas.faults import expectation, unwrap
 
 WIDTH = 118
-_EXAMPLE_RULE = """\
+_EXAMPLES = {
+    "rules": """\
 # [[rules]]
 # name = "person-at-gate"
 # label = "person"
 # min_score = 0.6
 # zone = [[0.0, 0.5], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]]
-"""
+""",
+    "shared_zones": """\
+# [[shared_zones]]
+# name = "gate"
+# sources = ["cam-1", "cam-2"]
+""",
+    "detector.fallbacks": """\
+# [[detector.fallbacks]]
+# sizes = [160]
+""",
+}
 
 
 def document(values: Mapping[str, Any]) -> str:
@@ -61,7 +72,8 @@ def _table(kind: type[msgspec.Struct], path: str, values: Mapping[str, Any] | No
             tables += ["", *_comment(inner.__doc__ or ""), f"{'' if there else '# '}[{title}]"]
             tables += _table(inner, f"{title}.", (given or {}) if there else None)
         elif get_origin(inner) is tuple and isinstance(item := unwrap(get_args(inner)[0])[0], type) and issubclass(item, msgspec.Struct):
-            tables += ["", *_comment(f"{item.__doc__} One [[{name}]] for each; for example:"), *_EXAMPLE_RULE.splitlines()]
+            title = f"{path}{name}"
+            tables += ["", *_comment(f"{item.__doc__} One [[{title}]] for each; for example:"), *_EXAMPLES[title].splitlines()]
             tables += _fields_of(item)
         else:
             sentence = next((meta.description for meta in metas if meta.description), "")

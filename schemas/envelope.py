@@ -34,6 +34,13 @@ CONTROL = "headwater.control.v1"
 POSITION = "headwater.position.v1"
 LINK_STATE = "headwater.link-state.v1"
 LINK_ORDER = "headwater.link-order.v1"
+DECISION = "headwater.decision.v1"
+LINK_HOLD = "headwater.link-hold.v1"
+INCIDENT = "headwater.incident.v1"
+SNAPSHOT = "headwater.snapshot.v1"
+SNAPSHOT_PART = "headwater.snapshot-part.v1"
+ACCOUNT = "headwater.account.v1"
+ACCOUNT_PAST = "headwater.account-past.v1"
 
 WAITED_MS = "waitedms"  # an extension: how long a record waited at its site before the link sent it, by the clock of that site's broker
 
@@ -138,6 +145,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
                 if name[3:] not in _OWN and name != "content-type" and _attribute.match(name, 3)
             },
         )
+
+
+def waited_ms(head: Envelope | None) -> int:
+    """How long a record waited before it was sent on to where it was read, as its envelope says; 0 where it says nothing readable."""
+    text = "" if head is None else head.extensions.get(WAITED_MS, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
 def check_bounds(headers: Sequence[tuple[str, bytes | None]]) -> None:

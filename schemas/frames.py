@@ -9,6 +9,7 @@ import msgspec
 
 from schemas.envelope import FRAME, JPEG, Envelope, Headers, InvalidEnvelope
 from schemas.identity import InvalidIdentity, RecordId, check_source, foreign_id, source_of_key
+from schemas.replays import Replay, read_replay
 
 MAX_FRAME_BYTES = 8 << 20
 _JPEG_START = b"\xff\xd8\xff"
@@ -19,7 +20,8 @@ class InvalidFrame(ValueError):
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """One image: its id, source, capture time (UTC) and JPEG bytes.
+    """One image: its id, source, capture time (UTC) and JPEG bytes. Of a frame that was replayed from its dead letter, `replays` says how
+    often, and `waited_s` how long ago, by the broker's clock, the broker had first taken it when it took this copy.
 
     Raises
     ------
@@ -32,6 +34,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     captured_at: dt.datetime
     jpeg: bytes
     traceparent: str | None = None
+    replays: int = 0
+    waited_s: float = 0.0
 
     def __post_init__(self) -> None:
         try:
@@ -88,7 +92,7 @@ def read_frame(
     """Read a frame from a record's parts, checking sizes and magic bytes first.
 
     A record without our headers is served too: its id is where Kafka put it, its source comes from the key, its capture time is the
-    broker's.
+    broker's. One that was replayed from its dead letter says where Kafka had put it first, and when: it keeps its id, source and time.
 
     Raises
     ------
@@ -101,14 +105,10 @@ def read_frame(
         raise InvalidFrame(f"the value has {len(value)} bytes: a frame has at most {max_bytes} (ingress.max_frame_bytes)")
     check_jpeg(value)
     try:
-        envelope = Envelope.from_headers(headers)
+        pairs = list(headers or ())
+        envelope, replay = Envelope.from_headers(pairs), read_replay(pairs)
         if envelope is None:
-            return Frame(
-                id=foreign_id(origin.cluster, origin.topic_uuid, origin.partition, origin.offset),
-                source=source_of_key(key, origin.topic, origin.partition),
-                captured_at=origin.appended_at,
-                jpeg=value,
-            )
+            return _foreign(value, key, origin, replay)
         if envelope.type != FRAME:
             raise InvalidFrame(f"header ce_type is {envelope.type!r:.80}: expected {FRAME!r}")
         name = RecordId.parse(envelope.id)
@@ -119,4 +119,34 @@ def read_frame(
         raise InvalidFrame(f"ce_id {envelope.id!r:.120} does not belong to ce_source {envelope.source!r:.80}")
     if envelope.sequence is not None and envelope.sequence != name.sequence:
         raise InvalidFrame(f"ce_sequence {envelope.sequence} is not the sequence of ce_id {envelope.id!r:.120}")
-    return Frame(id=name, source=envelope.source, captured_at=envelope.time, jpeg=value, traceparent=envelope.traceparent)
+    return Frame(
+        id=name,
+        source=envelope.source,
+        captured_at=envelope.time,
+        jpeg=value,
+        traceparent=envelope.traceparent,
+        replays=replay.count,
+        waited_s=_waited_s(origin, replay),
+    )
+
+
+def _foreign(value: bytes, key: bytes | None, origin: Origin, replay: Replay) -> Frame:
+    name = replay.origin or foreign_id(origin.cluster, origin.topic_uuid, origin.partition, origin.offset)
+    first = origin.appended_at
+    if replay.origin is not None and replay.appended_ms is not None:
+        now_ms = round(first.timestamp() * 1000)
+        first = dt.datetime.fromtimestamp(min(replay.appended_ms, now_ms) / 1000, dt.UTC)
+    return Frame(
+        id=name,
+        source=source_of_key(key, origin.topic, int(name.epoch.rpartition("/")[2])),
+        captured_at=first,
+        jpeg=value,
+        replays=replay.count,
+        waited_s=_waited_s(origin, replay),
+    )
+
+
+def _waited_s(origin: Origin, replay: Replay) -> float:
+    if not replay.count or replay.appended_ms is None:
+        return 0.0
+    return max(0.0, origin.appended_at.timestamp() - replay.appended_ms / 1000)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import re
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar, Self
 
@@ -100,7 +102,7 @@ class Result(Answer, frozen=True, kw_only=True):
 
 
 class AlertState(enum.StrEnum):
-    """States form a chain; a later one holds. `version` in an alert is the state's height."""
+    """States form a chain. `version` in an alert is the state's height."""
 
     RAISED = "raised"
     UNREVIEWED = "unreviewed"
@@ -113,9 +115,18 @@ class AlertState(enum.StrEnum):
         return list(AlertState).index(self)
 
 
+LATE_S = 5.0  # an alert that comes to its reader later than this after its frame is marked, and never shown as new
+
+
 class Alert(Record, frozen=True, kw_only=True):
-    """A rule fired on a leaf's verdict, and what became of it. It carries the rule's class, score and zone, so that it can be judged
-    again anywhere. `held_s` is how long the rule had held when it fired."""
+    """A rule fired on a verdict, and what became of it. It carries the rule's class, score and zone, so that it can be judged again
+    anywhere.
+
+    `raised_by` is the tier whose verdict the rule fired on: a region where only it saw the object. `held_s` is how long the rule had held
+    when it fired. `order` compares as text: of two messages of one alert the greater holds; it is empty as long as nothing has decided,
+    else it begins with the order of the result that did. `late_by_s` is how long its frame had waited when it was raised, and how long the
+    alert then waited for the link: durations by brokers' clocks, so that no clock at the edge makes an alert late or new.
+    """
 
     id: Name
     rule: Name
@@ -135,6 +146,14 @@ class Alert(Record, frozen=True, kw_only=True):
     deadline_ms: Count
     decided_by: Tier | None = None
     note: Text | None = None
+    raised_by: Tier = Tier.LEAF
+    order: Annotated[str, Meta(max_length=300)] = ""
+    late_by_s: Annotated[float, Meta(ge=0)] = 0.0
+
+    @property
+    def late(self) -> bool:
+        """Whether it is old news."""
+        return self.late_by_s >= LATE_S
 
     def check(self) -> None:
         _check_id("Alert.record", self.record, self.source)
@@ -143,11 +162,12 @@ class Alert(Record, frozen=True, kw_only=True):
 
 
 class Reason(enum.StrEnum):
-    """Why a higher tier is asked."""
+    """Why a higher tier is asked. `unjudged`: no model of the leaf worked, so it has no opinion of its own."""
 
     ALERT = "alert"
     UNCERTAIN = "uncertain"
     AUDIT = "audit"
+    UNJUDGED = "unjudged"
 
 
 class Asked(Record, frozen=True, kw_only=True):
@@ -222,6 +242,46 @@ class Ranges(Json):
 _ranges = msgspec.json.Decoder(tuple[tuple[int, int], ...])
 
 
+class RangesBySite(Json):
+    """Sets of sequences by the site that they are at. On the wire: a JSON string of site names to `[first, last]` pairs."""
+
+    __slots__ = ("_sites",)
+
+    def __init__(self, sites: Mapping[str, Ranges] | None = None) -> None:
+        self._sites = dict(sorted((sites or {}).items()))
+        for site in self._sites:
+            if not _site.match(site):
+                raise InvalidRecord(f"ranges by site name {shown(site)}: expected a site, of lower-case letters, digits and '-'")
+
+    def items(self) -> Iterator[tuple[str, Ranges]]:
+        """Site and sequences, in the order of the sites' names."""
+        yield from self._sites.items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RangesBySite) and self._sites == other._sites
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._sites.items()))
+
+    def __repr__(self) -> str:
+        return f"RangesBySite({self._sites!r})"
+
+    def to_json(self) -> str:
+        return msgspec.json.encode({site: ranges.pairs for site, ranges in self._sites.items()}).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        try:
+            sites = _by_site.decode(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidRecord(f"ranges by site are not a JSON object of sites with [first, last] pairs: {error}") from None
+        return cls({site: Ranges(pairs) for site, pairs in sites.items()})
+
+
+_by_site = msgspec.json.Decoder(dict[str, tuple[tuple[int, int], ...]])
+_site = re.compile(r"[a-z0-9-]{1,64}\Z")
+
+
 def _range(pair: tuple[int, int]) -> tuple[int, int]:
     match pair:
         case (int(first), int(last)) if 0 <= first <= last < 1 << 63:
@@ -250,7 +310,10 @@ class EpochState(enum.StrEnum):
 
 class EpochMark(Record, frozen=True, kw_only=True):
     """What a producer says of one run of a source: `acknowledged` is the number of sequences (from 0) known to be on the broker or
-    declared dropped; `assigned` the number given out so far."""
+    declared dropped; `assigned` the number given out so far.
+
+    A source may move between sites: `acknowledged` is then over all of them, and `elsewhere` tells which sequences another site's
+    broker has, or another site's `drops` names, and this site's do not."""
 
     source: Source
     epoch: Epoch
@@ -262,6 +325,7 @@ class EpochMark(Record, frozen=True, kw_only=True):
     width: Annotated[int, Meta(ge=0, le=65_535)] = 0
     height: Annotated[int, Meta(ge=0, le=65_535)] = 0
     fps: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    elsewhere: RangesBySite = RangesBySite()
 
 
 class Control(Record, frozen=True, kw_only=True):
@@ -274,7 +338,8 @@ class Control(Record, frozen=True, kw_only=True):
 
 
 class Position(Record, frozen=True, kw_only=True):
-    """How far a link has carried one partition: the source cluster and topic it read, the next offset, and who wrote this."""
+    """How far a link has carried one partition: the source cluster and topic it read, the next offset, the ranges of offsets below it that
+    it has not carried yet, and who wrote this. `leader_epoch` is that of the highest record that was carried."""
 
     cluster: Name
     topic: Name
@@ -282,5 +347,6 @@ class Position(Record, frozen=True, kw_only=True):
     partition: Count
     next_offset: Count
     leader_epoch: Annotated[int, Meta(ge=-1, lt=1 << 31)] = -1
+    backfill: Ranges = Ranges()
     generation: Count = 0
     writer: Name

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
 
 from schemas.config import Kafka
@@ -96,7 +96,7 @@ class Clients:
         if group is not None:
             own |= {
                 "partition.assignment.strategy": "range",
-                "session.timeout.ms": 10_000,
+                "session.timeout.ms": 6_000,  # the least that brokers take by default: so long a killed worker's partitions wait
                 "heartbeat.interval.ms": 1_000,
                 "max.poll.interval.ms": 120_000,
             }
@@ -105,15 +105,15 @@ class Clients:
     def admin(self) -> AdminClient:
         return AdminClient(self.settings())
 
-    def cluster(self, topics: list[str], *, timeout_s: float = 10.0) -> ClusterInfo:
-        """The cluster's id and the uuids of some topics; topics that do not exist are left out.
+    def cluster(self, topics: list[str], *, timeout_s: float = 10.0, admin: AdminClient | None = None) -> ClusterInfo:
+        """The cluster's id and the uuids of some topics; topics that do not exist are left out. Whoever asks often brings a client.
 
         Raises
         ------
         BrokerUnavailable
             If no broker answers in time.
         """
-        admin = self.admin()
+        admin = admin or self.admin()
         try:
             described = admin.describe_cluster(request_timeout=timeout_s).result(timeout_s + 1)
             found: dict[str, tuple[str, int]] = {}
@@ -131,6 +131,17 @@ class Clients:
                 f"no Kafka broker answered at {self.kafka.bootstrap_servers} within {timeout_s:g} s ({_reason(error)}): "
                 "is it running, and is the address right? `headwater broker up` starts a local one"
             ) from None
+
+
+def only_inferred(error: KafkaError | None, message: Message) -> bool:
+    """Whether a delivery report says "delivered" though no broker has said so; such a record may never have been stored.
+
+    librdkafka (2.16) sends up to five requests at a time. When one fails in a way that may pass and a later one is taken, it infers that
+    the earlier one was stored after all, since a broker refuses gaps. But a broker that knows nothing yet of a producer takes its first
+    request whatever its sequence (Kafka 4.3, `ProducerAppendInfo.checkSequence`): what came before it is then reported as delivered and is
+    lost. A record that a broker has acknowledged has an offset; one of which it is only inferred has none.
+    """
+    return error is None and message.offset() is None
 
 
 def canonical_uuid(text: str) -> str:

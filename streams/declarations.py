@@ -7,12 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from schemas import envelope
 from schemas.config import SiteConfig
 from schemas.messages import Tier
 from streams.topic import Role, Topic
 
 _P, _L, _R, _J, _K, _X, _O = Role.PRODUCER, Role.LEAF, Role.REGION, Role.RESOLVER, Role.LINK, Role.READER, Role.OPERATOR
+_A = Role.ACCOUNTANT
 
 
 def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
@@ -37,18 +40,19 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         "record id",
         "Result",
         [_J],
-        [_J, _X],
+        [_J, _A, _X],
         "what to believe of each frame: the join of its verdicts",
         cleanup="compact,delete",
         **_results(config),
     )
     yield make("alerts", "alert id", "Alert", [_L, _J], [_L, _J, _K, _X], "rules that fired, and what became of each", **_alerts(config))
+    yield from _of_resolver(make, config)
     yield make(
         "alerts.evidence",
         "alert id",
         "JPEG bytes",
         [_L],
-        [_X],
+        [_K, _X] if config.link is not None and config.link.pictures else [_X],
         "the picture of each alert",
         content_type=envelope.JPEG,
         retention_s=_alerts(config)["retention_s"],  # a picture is kept as long as its alert
@@ -77,16 +81,29 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         max_message_bytes=4 << 20,
         **outbox,
     )
-    yield make("drops", "source/epoch/site/stage", "Drop", [_P, _L], [_K, _X], "sequences that were not processed, and why", **outbox)
-    yield make("epochs", "source/epoch/site/stage", "EpochMark", [_P], [_K, _X], "runs of sources: start, acknowledged mark, end", **outbox)
+    yield make(
+        "drops", "source/epoch/site/stage", "Drop", [_P, _L, _K], [_K, _A, _X], "sequences that were not processed, and why", **outbox
+    )
+    yield make(
+        "epochs", "source/epoch/site/stage", "EpochMark", [_P], [_K, _A, _X], "runs of sources: start, acknowledged mark, end", **outbox
+    )
+    yield make(
+        "accounts",
+        "source/epoch/site/stage",
+        "AccountSet",
+        [_A],
+        [_A, _K, _X],
+        "what became of every sequence, as interval sets that outlive the records",
+        cleanup="compact",
+    )
     yield make("control", "site", "Control", [_K], [_L, _X], "the region's capacity and wishes", cleanup="compact")
     yield make(
         "positions",
-        "topic/partition",
+        "cluster/topic/partition",
         "Position",
         [_K],
         [_K, _X],
-        "how far the link has carried each topic down",
+        "how far the link has carried each topic: down, and a copy of what its region holds",
         cleanup="compact",
         by_source=False,
     )
@@ -110,11 +127,13 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact",
         by_source=False,
     )
+    yield _decisions(make, config)
     for topic, reader in (
         ("frames", _L),
         ("verdicts", _J),
         ("region.verdicts", _J),
         ("alerts", _J),
+        ("incidents.alerts", _J),
         ("control", _L),
         ("link.state", _L),
     ):
@@ -123,7 +142,7 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
             "as origin",
             "the origin's bytes",
             [reader],
-            [_X],
+            [_A, _X] if topic in {"frames", "verdicts"} else [_X],
             f"records of {topic} that failed for good",
             content_type="as origin",
             max_message_bytes=_letter(max(largest, 16 << 20) if topic == "frames" else 1 << 20),
@@ -135,8 +154,22 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
 def region_topics(config: SiteConfig) -> Iterable[Topic]:
     make = _Maker(config, Tier.REGION)
     outbox = _outbox(config)
+    yield _decisions(make, config)
     for site in config.region.sites:
         yield make("up.alerts", "alert id", "Alert", [_K], [_J, _X], f"alerts of {site}", site=site, **outbox)
+        yield make(
+            "up.alerts.evidence",
+            "alert id",
+            "JPEG bytes",
+            [_K],
+            [_X],
+            f"pictures of the alerts of {site}",
+            content_type=envelope.JPEG,
+            retention_s=_alerts(config)["retention_s"],
+            retention_bytes=1 << 30,
+            max_message_bytes=config.ingress.max_frame_bytes + (64 << 10),
+            site=site,
+        )
         yield make("up.verdicts", "record id", "Verdict", [_K], [_J, _X], f"verdicts of {site}", site=site, **outbox)
         for base, what in (("up.escalations", f"what {site} asks"), ("up.escalations.alerts", f"what {site} asks about its alerts")):
             yield make(
@@ -164,15 +197,38 @@ def region_topics(config: SiteConfig) -> Iterable[Topic]:
                 site=site,
                 **outbox,
             )
-        yield make("up.drops", "source/epoch/site/stage", "Drop", [_K], [_X], f"drops of {site}", site=site, **outbox)
-        yield make("up.epochs", "source/epoch/site/stage", "EpochMark", [_K], [_X], f"runs of the sources of {site}", site=site, **outbox)
+        yield make("up.drops", "source/epoch/site/stage", "Drop", [_K], [_A, _X], f"drops of {site}", site=site, **outbox)
+        yield make(
+            "up.epochs", "source/epoch/site/stage", "EpochMark", [_K], [_A, _X], f"runs of the sources of {site}", site=site, **outbox
+        )
+        yield make(
+            "up.accounts",
+            "source/epoch/site/stage",
+            "AccountSet",
+            [_K],
+            [_A, _X],
+            f"what became of every sequence at {site}",
+            cleanup="compact",
+            site=site,
+        )
         yield make(
             "up.positions",
-            "topic/partition",
+            "cluster/topic/partition",
             "Position",
             [_K],
             [_K, _X],
             f"how far the link of {site} has come",
+            cleanup="compact",
+            by_source=False,
+            site=site,
+        )
+        yield make(
+            "up.holder",
+            "link",
+            "LinkHold",
+            [_K],
+            [_K, _X],
+            f"who runs the link of {site}",
             cleanup="compact",
             by_source=False,
             site=site,
@@ -185,7 +241,7 @@ def region_topics(config: SiteConfig) -> Iterable[Topic]:
                 "as origin",
                 "the origin's bytes",
                 [_J],
-                [_X],
+                [_A, _X] if base == "up.verdicts" else [_X],
                 f"records of {base} of {site} that failed for good",
                 content_type="as origin",
                 max_message_bytes=_letter(1 << 20),
@@ -198,12 +254,98 @@ def region_topics(config: SiteConfig) -> Iterable[Topic]:
         "record id",
         "Result",
         [_J],
-        [_J, _X],
+        [_J, _A, _X],
         "what to believe of each frame, for the whole region",
         cleanup="compact,delete",
         **_results(config),
     )
-    yield make("alerts", "alert id", "Alert", [_J], [_J, _X], "alerts of the whole region, and what became of each", **_alerts(config))
+    yield make("alerts", "alert id", "Alert", [_R, _J], [_J, _X], "alerts of the whole region, and what became of each", **_alerts(config))
+    yield from _of_resolver(make, config)
+    for base in ("alerts", "incidents.alerts"):
+        yield make(
+            f"{base}.dlq",
+            "as origin",
+            "the origin's bytes",
+            [_J],
+            [_X],
+            f"records of {base} that failed for good",
+            content_type="as origin",
+            max_message_bytes=_letter(1 << 20),
+            by_source=False,
+            **outbox,
+        )
+
+
+def _of_resolver(make: _Maker, config: SiteConfig) -> Iterable[Topic]:
+    """What only a resolver writes and reads, on either tier, and the incidents that people read."""
+    yield make(
+        "incidents.alerts",
+        "alert id",
+        "Alert",
+        [_J],
+        [_J, _X],
+        "the alerts again, gathered by place for those who join incidents",
+        cleanup="compact,delete",
+        **_alerts(config),
+    )
+    yield make(
+        "incidents",
+        "incident id",
+        "Incident",
+        [_J],
+        [_J, _X],
+        "the alerts of one event, joined",
+        cleanup="compact,delete",
+        **_alerts(config),
+    )
+    yield make(
+        "resolver.memory",
+        "part of a snapshot",
+        "Snapshot; its parts",
+        [_J],
+        [_J],
+        "snapshots of what the resolver remembers",
+        cleanup="compact,delete",
+        retention_s=2 * config.topics.outbox_retention_s,
+        retention_bytes=64 << 20,
+    )
+    yield make(
+        "accounts",
+        "source/epoch/site/stage",
+        "AccountSet",
+        [_A],
+        [_A, _X],
+        "what became of every sequence, as interval sets that outlive the records",
+        cleanup="compact",
+    )
+
+
+def with_operators(topics: Iterable[Topic]) -> Iterable[Topic]:
+    """What people may write with the command besides: a topic that has dead letters takes them back when they are replayed, and `drops`
+    explains those that are discarded."""
+    known = list(topics)
+    replayed = {topic.name.removesuffix(".dlq") for topic in known if topic.name.endswith(".dlq")}
+    for topic in known:
+        if topic.name in replayed or topic.base == "drops":
+            yield msgspec.structs.replace(topic, writers=topic.writers | {_O})
+        else:
+            yield topic
+
+
+def _decisions(make: _Maker, config: SiteConfig) -> Topic:
+    """Kept twice as long as the dead letters that they are about."""
+    return make(
+        "dlq.decisions",
+        "dead letter's place",
+        "Decision",
+        [_O],
+        [_O, _X],
+        "which dead letters were replayed or discarded, and by whom",
+        cleanup="compact,delete",
+        by_source=False,
+        retention_s=2 * config.topics.outbox_retention_s,
+        retention_bytes=config.topics.outbox_retention_bytes,
+    )
 
 
 def _letter(origin_bytes: int) -> int:
@@ -224,10 +366,11 @@ def _alerts(config: SiteConfig) -> dict[str, Any]:
 
 
 def _results(config: SiteConfig) -> dict[str, Any]:
-    """Results outlive every input of the resolver, so that its memory can be read back for as long as an input can be replayed; and
-    they have room for its two inputs of verdicts (of each site)."""
+    """Results outlive every input of the resolver with its dead letters, and what a link may bring again from the other side's outbox, so
+    that its memory can be read back for as long as an input can be replayed; and they have room for its two inputs of verdicts (of each
+    site)."""
     sites = max(1, len(config.region.sites)) if config.tier_name is Tier.REGION else 1
-    return {"retention_s": 3 * config.topics.outbox_retention_s, "retention_bytes": 2 * sites * config.topics.outbox_retention_bytes}
+    return {"retention_s": 4 * config.topics.outbox_retention_s, "retention_bytes": 2 * sites * config.topics.outbox_retention_bytes}
 
 
 class _Maker:

@@ -15,7 +15,7 @@ from schemas.messages import Tier
 from streams.topology import Mirror, Role, Topic, Topology, mirrors
 
 # Besides topics that nobody else reads, what people and sinks are meant to read; they may read every topic.
-FOR_PEOPLE = ("results", "alerts", "alerts.evidence")
+FOR_PEOPLE = ("results", "alerts", "incidents", "alerts.evidence")
 
 _WHO = {
     Role.PRODUCER: "producers: cameras, clients",
@@ -25,6 +25,7 @@ _WHO = {
     Role.LINK: "link",
     Role.READER: "people and sinks",
     Role.OPERATOR: "a person with the headwater command",
+    Role.ACCOUNTANT: "accountant, beside the resolver",
 }
 
 
@@ -213,7 +214,7 @@ def _cluster(topology: Topology, prefix: str, every_reader: bool, without: Role 
 
 
 def _for_people(topic: Topic) -> bool:
-    return topic.base in FOR_PEOPLE or topic.readers == {Role.READER}
+    return topic.base in FOR_PEOPLE or topic.readers <= {Role.READER, Role.ACCOUNTANT}
 
 
 def _id(prefix: str, name: str) -> str:

@@ -39,7 +39,7 @@ def laws(topics: Iterable[Topic]) -> Iterator[Finding]:
     """What must hold between the topics of one cluster, whatever their names."""
     by_name = {topic.name: topic for topic in topics}
     results = next((topic for topic in by_name.values() if topic.base == "results"), None)
-    inputs = [topic for topic in by_name.values() if Role.RESOLVER in topic.readers and topic is not results]
+    inputs = [topic for topic in by_name.values() if Role.RESOLVER in topic.readers and not own(topic, Role.RESOLVER)]
     for topic in by_name.values():
         if "delete" in topic.cleanup and topic.retention_bytes <= 0:
             yield _law("no-byte-bound", topic, "is deleted by time only, so that a burst can fill the disk", "give it retention.bytes")
@@ -62,15 +62,15 @@ def laws(topics: Iterable[Topic]) -> Iterator[Finding]:
                 f"has {topic.partitions} partitions and {results.name} {results.partitions}: its verdicts and results would not meet",
                 "make them equal: recreate the topic, since partition counts must not change in place",
             )
-        for kept in (topic, by_name.get(dead_letters(topic))):
-            if kept is not None and "delete" in kept.cleanup and not _outlives(results.retention_s, kept.retention_s):
-                yield _law(
-                    "resolver-memory",
-                    kept,
-                    f"is kept {time_text(kept.retention_s)} and {results.name} only {time_text(results.retention_s)}: "
-                    "a replay could reach the resolver after it has forgotten the record",
-                    f"keep {results.name} longer (it is made from topics.outbox_retention_s)",
-                )
+        again_s, why = _comes_again_s(topic, by_name.get(dead_letters(topic)))
+        if not _outlives(results.retention_s, again_s):
+            yield _law(
+                "resolver-memory",
+                topic,
+                f"can bring a record again for {time_text(again_s)} ({why}) and {results.name} is kept only "
+                f"{time_text(results.retention_s)}: a replay could reach the resolver after it has forgotten the record",
+                f"keep {results.name} longer (it is made from topics.outbox_retention_s)",
+            )
     replayed = sum(topic.retention_bytes for topic in inputs if topic.value == "Verdict")
     if 0 < results.retention_bytes < replayed:
         yield _law(
@@ -81,6 +81,24 @@ def laws(topics: Iterable[Topic]) -> Iterator[Finding]:
             f"set retention.bytes to at least {replayed}",
             Severity.WARNING,
         )
+
+
+def own(topic: Topic, role: Role) -> bool:
+    """Whether a topic is one that a role alone writes and reads back to restore itself: what it holds is no input."""
+    return topic.writers == {role} and role in topic.readers and topic.base != "incidents.alerts"
+
+
+def _comes_again_s(topic: Topic, letters: Topic | None) -> tuple[int, str]:
+    """For how long after its first reading a record may be read again, and by what ways: it is read again from its topic, it is brought
+    again by a link (a backfill, a link that starts again) from the other side's outbox, which is kept as long, or its dead letter is
+    replayed."""
+    ways = [("its topic", topic.retention_s)]
+    if Role.LINK in topic.writers:
+        ways.append(("the link's backfill", topic.retention_s))
+    if letters is not None:
+        ways.append(("its dead letters", letters.retention_s))
+    told = " + ".join(f"{time_text(seconds)} of {way}" for way, seconds in ways)
+    return (-1 if any(seconds < 0 for _, seconds in ways) else sum(seconds for _, seconds in ways)), told
 
 
 def _law(code: str, topic: Topic, problem: str, fix: str, severity: Severity = Severity.ERROR) -> Finding:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 
+import msgspec
+
 from schemas import envelope
+from schemas.accounts import AccountPast, AccountSet
 from schemas.envelope import Envelope, Headers
 from schemas.frames import Frame
 from schemas.identity import RecordId
-from schemas.links import LinkOrder, LinkState
+from schemas.incidents import Incident
+from schemas.letters import Decision
+from schemas.links import LinkHold, LinkOrder, LinkState
 from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Verdict
+from schemas.snapshots import Snapshot
 from streams.sink import Output
 from streams.topology import Topic
 
+SNAPSHOT_KEY = "snapshot"
 ESCALATION_HEADER = "escalation"  # beside the evidence in the value: who is asked what, as JSON
 
 
@@ -37,6 +44,38 @@ def alert(topic: Topic, value: Alert, traceparent: str | None = None) -> Output:
         traceparent=traceparent,
     ).to_headers()
     return Output(topic, value.source, value.id, value.to_bytes(), headers)
+
+
+def placed(topic: Topic, value: Alert, place: str) -> Output:
+    """An alert on its way to the worker that joins the incidents of a place."""
+    return msgspec.structs.replace(alert(topic, value), source=place)
+
+
+def incident(topic: Topic, value: Incident) -> Output:
+    """An incident as it stands, keyed by its id; all of one place lie in one partition."""
+    headers = Envelope(
+        id=f"{value.id}/{value.alerts}/{value.state}",
+        source=value.source,
+        type=envelope.INCIDENT,
+        time=value.started_at,
+        subject=value.rule,
+    ).to_headers()
+    return Output(topic, value.place, value.id, value.to_bytes(), headers)
+
+
+def snapshot_part(topic: Topic, value: Snapshot, number: int, part: bytes, site: str, now: dt.datetime) -> Output:
+    """One of the parts of a snapshot, in the snapshot's own partition."""
+    key = f"{value.slot}/{number}"
+    headers = Envelope(
+        id=f"{site}/{value.digest}/{number}", source=site, type=envelope.SNAPSHOT_PART, time=now, content_type="application/zlib"
+    ).to_headers()
+    return Output(topic, site, key, part, headers, at=value.partition)
+
+
+def snapshot(topic: Topic, value: Snapshot, site: str, now: dt.datetime) -> Output:
+    """What makes a snapshot hold: written when all of its parts are on the broker."""
+    headers = Envelope(id=f"{site}/{value.digest}", source=site, type=envelope.SNAPSHOT, time=now).to_headers()
+    return Output(topic, site, SNAPSHOT_KEY, value.to_bytes(), headers, at=value.partition)
 
 
 def picture(topic: Topic, alert_id: str, frame: Frame) -> Output:
@@ -95,10 +134,30 @@ def link_state(topic: Topic, value: LinkState, now: dt.datetime) -> Output:
     return Output(topic, value.site, "link", value.to_bytes(), headers)
 
 
+def link_hold(topic: Topic, value: LinkHold, now: dt.datetime) -> Output:
+    """A beat of the link that carries for a site, keyed `link`."""
+    headers = Envelope(id=f"{value.site}/link/{value.writer}", source=value.site, type=envelope.LINK_HOLD, time=now).to_headers()
+    return Output(topic, value.site, "link", value.to_bytes(), headers)
+
+
+def decision(topic: Topic, value: Decision, now: dt.datetime, site: str) -> Output:
+    """What a person decided about a dead letter, keyed by its place."""
+    key = f"{value.topic}/{value.partition}/{value.offset}"
+    headers = Envelope(id=f"{key}/{value.settlement}", source=site, type=envelope.DECISION, time=now).to_headers()
+    return Output(topic, site, key, value.to_bytes(), headers)
+
+
 def link_order(topic: Topic, value: LinkOrder, now: dt.datetime) -> Output:
     """What a person wants of the link, keyed `link`."""
     headers = Envelope(id=f"{value.site}/link/{value.by}", source=value.site, type=envelope.LINK_ORDER, time=now).to_headers()
     return Output(topic, value.site, "link", value.to_bytes(), headers)
+
+
+def account(topic: Topic, value: AccountSet | AccountPast) -> Output:
+    """What an accountant has counted, keyed by what it counts."""
+    kind = envelope.ACCOUNT if isinstance(value, AccountSet) else envelope.ACCOUNT_PAST
+    headers = Envelope(id=value.key, source=value.source, type=kind, time=value.seen_at).to_headers()
+    return Output(topic, value.source, value.key, value.to_bytes(), headers)
 
 
 def escalation_of(headers: list[tuple[str, bytes | None]] | None) -> Escalation:

@@ -90,6 +90,22 @@ def bounds(clients: Clients, topics: Sequence[Topic], *, timeout_s: float = 15.0
         consumer.close()
 
 
+def count(clients: Clients, topics: Sequence[Topic], *, start: Start, until: dt.datetime | None = None, timeout_s: float = 15.0) -> int:
+    """About how many records `read` would read from `start` to `until`, without reading them; raises as `read` does."""
+    with _answered(clients, timeout_s):
+        consumer = clients.consumer(None)
+    try:
+        limits = _bounds(clients, consumer, topics, None, timeout_s)
+        with _answered(clients, timeout_s):
+            begin = _begin(consumer, limits, start, timeout_s)
+            end = {place: high for place, (_, high) in limits.items()}
+            if until is not None:
+                end |= _at_time(consumer, end, until, timeout_s)
+    finally:
+        consumer.close()
+    return sum(max(0, end[place] - begin[place]) for place in limits)
+
+
 def parse_start(text: str) -> Start:
     """Where to start, as a person writes it: `beginning`, `end`, an age (`90s`, `5m`, `2h`, `7d`), a time (RFC 3339), or an offset.
 

@@ -23,16 +23,20 @@ log = logging.getLogger("headwater.sink")
 
 
 class Output(msgspec.Struct, frozen=True):
-    """One record to be written. `source` decides the partition; topics that are not divided by source have one."""
+    """One record to be written. `source` decides the partition, unless it is given `at` one; topics that are not divided by source have
+    one."""
 
     topic: Topic
     source: str
     key: str | bytes | None
     value: bytes | None
     headers: Pairs | list[tuple[str, bytes]]
+    at: int | None = None
 
     @property
     def partition(self) -> int:
+        if self.at is not None:
+            return self.at
         return partition_of(self.source, self.topic.partitions) if self.topic.by_source else 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from schemas.alerts import latest
 from schemas.errors import Fault
 from schemas.messages import Alert, AlertState, Escalation, Result, Verdict
 from schemas.records import InvalidRecord
@@ -48,7 +49,8 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_alert(topology: Topology, clients: Clients, wanted: str) -> str:
-    """The id of an alert by its id, a unique beginning of it (with or without `alert-`), or `last` for the latest that was raised.
+    """The id of an alert by its id, a unique beginning of it (with or without `alert-`), or `last` for the latest that was raised; one that
+    came late only if there is no other.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def find_alert(topology: Topology, clients: Clients, wanted: str) -> str:
     """
     topics = [topology.topic("alerts")]
     if wanted == "last":
-        for condition in (_raised, None):
+        for condition in (_news, _raised, None):
             for stored in read(clients, topics, start=Last(1), where=condition):
                 return _key(stored)
         raise AlertUnknown(f"there is no alert in {topics[0].name} yet")
@@ -82,7 +84,7 @@ def tell(topology: Topology, clients: Clients, alert_id: str) -> Story:
     ]
     if not states:
         raise AlertUnknown(f"alert {alert_id!r:.80} has no state that can be read")
-    alert = max((event.value for event in states if isinstance(event.value, Alert)), key=lambda value: value.version)
+    alert = latest(*(event.value for event in states if isinstance(event.value, Alert)))
     spans = _spans([event.at for event in states if event.at is not None])
     record, source = alert.record.encode(), alert.source
 
@@ -167,6 +169,11 @@ def _asks_about(stored: Stored, alert: Alert) -> bool:
     except InvalidRecord:
         return False
     return alert.id in asked.alerts or any(one.id == alert.record for one in asked.records)
+
+
+def _news(stored: Stored) -> bool:
+    view = decode(stored)
+    return isinstance(view.value, Alert) and view.value.version == 0 and not view.late
 
 
 def _raised(stored: Stored) -> bool:

@@ -10,11 +10,12 @@ import msgspec
 from schemas.messages import Tier
 
 Cleanup = Literal["delete", "compact", "compact,delete"]
+COMPACTED_SEGMENT_BYTES = 16 << 20
 
 
 class Role(enum.StrEnum):
     """Who reads and writes. `producer` and `reader` are also people, foreign clients and sinks; `operator` is a person with the
-    `headwater` command."""
+    `headwater` command; `accountant` runs beside the resolver."""
 
     PRODUCER = "producer"
     LEAF = "leaf"
@@ -23,6 +24,7 @@ class Role(enum.StrEnum):
     LINK = "link"
     READER = "reader"
     OPERATOR = "operator"
+    ACCOUNTANT = "accountant"
 
 
 class Topic(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,11 +63,21 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
         if (
             "delete" in self.cleanup
         ):  # a segment is the least that retention removes: a small share of what is kept, and room for one record
-            share = min(1 << 28, self.retention_bytes // 8) if self.retention_bytes > 0 else 1 << 26
+            share = min(1 << 26, self.retention_bytes // 8) if self.retention_bytes > 0 else 1 << 26
             settings["segment.bytes"] = str(max(1 << 20, self.max_message_bytes, share))
             if self.retention_s > 0:
                 settings["segment.ms"] = str(max(10_000, min(7 * 86_400_000, self.retention_s * 1000 // 8)))
+        else:  # only closed segments are compacted: Kafka's own gigabyte and week would keep every old value for so long
+            settings["segment.bytes"] = str(max(COMPACTED_SEGMENT_BYTES, self.max_message_bytes))
+            settings["segment.ms"] = str(6 * 3_600_000)
         return settings
+
+    def most_bytes(self) -> int:
+        """The bytes that it takes on the disk at most, one copy: what each partition keeps, and the segment that is being written.
+        A compacted topic is bounded by its keys; here it counts with the segments that wait to be compacted."""
+        segment = int(self.settings()["segment.bytes"])
+        kept = self.retention_bytes if "delete" in self.cleanup else segment
+        return self.partitions * (max(0, kept) + segment)
 
 
 class Mirror(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ import msgspec
 
 from schemas.config import SiteConfig
 from schemas.messages import Tier
-from streams.declarations import leaf_topics, region_topics
+from streams.declarations import leaf_topics, region_topics, with_operators
 from streams.topic import Cleanup, Mirror, Role, Topic
 
 __all__ = ["Cleanup", "Mirror", "Role", "RoleView", "Topic", "Topology", "UndeclaredTopic", "dead_letters", "mirrors", "region_view"]
@@ -29,7 +29,16 @@ INTERNAL = (
     (r"connect-(configs|offsets|status)", "Kafka Connect"),
 )
 
-UPWARDS = ("alerts", "escalations.alerts", "verdicts", "drops", "epochs", "escalations")  # the most urgent first
+UPWARDS = (
+    "alerts",
+    "escalations.alerts",
+    "alerts.evidence",
+    "verdicts",
+    "drops",
+    "epochs",
+    "accounts",
+    "escalations",
+)  # the most urgent first
 DOWNWARDS = {"region.verdicts": "verdicts", "control": "control"}  # name on the leaf: name under down.<site>.
 
 
@@ -46,7 +55,7 @@ class Topology:
         self.config = config
         self.tier = config.tier_name
         self.site = config.name
-        topics = tuple(leaf_topics(config) if self.tier is Tier.LEAF else region_topics(config))
+        topics = tuple(with_operators(leaf_topics(config) if self.tier is Tier.LEAF else region_topics(config)))
         self.topics: dict[str, Topic] = {topic.name: topic for topic in topics}
         self._by_base = {(topic.base, topic.site): topic for topic in topics}
 
@@ -71,7 +80,7 @@ class Topology:
 
     def groups(self) -> dict[str, Role]:
         """Every consumer group that belongs here, and whose it is. The link and readers keep no offsets in Kafka."""
-        hot = {self.group(role): role for role in (Role.LEAF, Role.REGION, Role.RESOLVER)}
+        hot = {self.group(role): role for role in (Role.LEAF, Role.REGION, Role.RESOLVER, Role.ACCOUNTANT)}
         return {**hot, **{f"{group}.faust": role for group, role in hot.items()}}
 
 
@@ -106,7 +115,12 @@ class RoleView:
 
 def mirrors(leaf: Topology, region: Topology) -> list[Mirror]:
     """What the link of a leaf carries between its cluster and its region's, the most urgent first."""
-    up = [Mirror(source=leaf.topic(base), target=region.topic(f"up.{base}", leaf.site), direction="up") for base in UPWARDS]
+    pictures = leaf.config.link is not None and leaf.config.link.pictures
+    up = [
+        Mirror(source=leaf.topic(base), target=region.topic(f"up.{base}", leaf.site), direction="up")
+        for base in UPWARDS
+        if base != "alerts.evidence" or pictures
+    ]
     down = [
         Mirror(source=region.topic(f"down.{remote}", leaf.site), target=leaf.topic(base), direction="down")
         for base, remote in DOWNWARDS.items()
@@ -114,15 +128,19 @@ def mirrors(leaf: Topology, region: Topology) -> list[Mirror]:
     return up + down
 
 
-def region_view(config: SiteConfig) -> Topology:
-    """The region's cluster as a leaf's link sees it: only this leaf's own topics, made from the leaf's file."""
-    if config.link is None:
+def region_view(config: SiteConfig, *, second: bool = False) -> Topology:
+    """The cluster of a leaf's region (or second region) as its link sees it: only this leaf's own topics, made from the leaf's file."""
+    link = config.link
+    if link is None:
         raise UndeclaredTopic(f"site {config.name} has no [link]: it has no region")
+    if second and link.second is None:
+        raise UndeclaredTopic(f"site {config.name} has no [link.second]: it has one region")
+    where = link.second if second and link.second is not None else link
     region = msgspec.structs.replace(
         config,
-        name=config.link.region_name,
+        name=where.region_name,
         tier="region",
-        kafka=config.link.region,
+        kafka=where.region,
         link=None,
         region=msgspec.structs.replace(config.region, sites=(config.name,)),
     )

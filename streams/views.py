@@ -13,16 +13,21 @@ import msgspec
 import simplejpeg
 
 from schemas import envelope as names
+from schemas.accounts import AccountPast, AccountSet
 from schemas.envelope import Envelope, InvalidEnvelope, check_bounds
-from schemas.identity import source_of_key
-from schemas.links import LinkOrder, LinkState
+from schemas.identity import InvalidIdentity, source_of_key
+from schemas.incidents import Incident
+from schemas.letters import Decision
+from schemas.links import LinkHold, LinkOrder, LinkState
 from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Position, Result, Verdict
 from schemas.records import MAX_RECORD_BYTES, InvalidRecord, Record
+from schemas.replays import read_replay
+from schemas.snapshots import Snapshot
 from streams.outputs import ESCALATION_HEADER
 from streams.reader import Stored
 
 _JPEG_START = b"\xff\xd8\xff"
-_ERRORS = "__connect.errors."  # as `streams/delivery.py` and Kafka Connect write them
+_ERRORS = "__connect.errors."  # as `streams/burial.py` and Kafka Connect write them
 
 # The struct by what the topic declares as its value, and by the type that the record itself states (for dead letters and other topics).
 _BY_TOPIC: dict[str, type[Record]] = {
@@ -35,6 +40,9 @@ _BY_TOPIC: dict[str, type[Record]] = {
     "Position": Position,
     "LinkState": LinkState,
     "LinkOrder": LinkOrder,
+    "Decision": Decision,
+    "LinkHold": LinkHold,
+    "Incident": Incident,
 }
 _BY_TYPE: dict[str, type[Record]] = {
     names.VERDICT: Verdict,
@@ -46,6 +54,12 @@ _BY_TYPE: dict[str, type[Record]] = {
     names.POSITION: Position,
     names.LINK_STATE: LinkState,
     names.LINK_ORDER: LinkOrder,
+    names.DECISION: Decision,
+    names.LINK_HOLD: LinkHold,
+    names.INCIDENT: Incident,
+    names.SNAPSHOT: Snapshot,
+    names.ACCOUNT: AccountSet,
+    names.ACCOUNT_PAST: AccountPast,
 }
 
 
@@ -103,6 +117,19 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         """When what the record is about happened, by its producer's clock."""
         captured: dt.datetime | None = getattr(self.value, "captured_at", None)
         return captured or (None if self.envelope is None else self.envelope.time)
+
+    @property
+    def replayed(self) -> int:
+        """How often it was replayed from its dead letter."""
+        try:
+            return read_replay(self.stored.headers).count
+        except InvalidIdentity:
+            return 0
+
+    @property
+    def late(self) -> bool:
+        """Whether it is old news, whatever time it came at: an alert or incident that waited long, or one that was replayed."""
+        return isinstance(self.value, Alert | Incident) and (self.value.late or self.replayed > 0)
 
     @property
     def latency_ms(self) -> float | None:
@@ -225,6 +252,8 @@ def to_json(view: View) -> dict[str, Any]:
         "envelope": None if envelope is None else plain(envelope),
         "value": plain(view.value),
     }
+    if view.late:
+        told["late"] = True
     if view.kind in {"bytes", "unreadable"} and stored.value is not None:
         told["size_bytes"] = len(stored.value)
     for name in ("picture", "error", "failure"):
@@ -241,6 +270,9 @@ def plain(value: Any) -> Any:
             for field in ("detections", "seen", "zone"):
                 if isinstance(tree.get(field), str):
                     tree[field] = msgspec.json.decode(tree[field])
+        elif isinstance(value, Incident):
+            for field in ("sources", "sites", "witnesses"):
+                tree[field] = msgspec.json.decode(tree[field])
         elif isinstance(value, Drop):
             tree["ranges"] = msgspec.json.decode(tree["ranges"])
         return tree

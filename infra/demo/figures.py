@@ -48,7 +48,7 @@ class Tally:
                 self.verdict_ms.append(line.latency_ms)
                 self.recent.append((line.read_at, line.latency_ms))
             case SeenAlert():
-                if line.alert not in self.alerts and line.state == "raised":
+                if line.alert not in self.alerts and line.state == "raised" and not line.late:  # old news has no latency
                     self.alert_ms.append(line.latency_ms)
                     self.alert_frames.add(line.record)
                     self.raised_at.append(line.read_at)
@@ -68,6 +68,10 @@ class Tally:
         for alert in list(self.alerts.values()):
             found[alert.state] = found.get(alert.state, 0) + 1
         return found
+
+    def late(self) -> int:
+        """Alerts that were old news when they came."""
+        return sum(alert.late for alert in list(self.alerts.values()))
 
     def rate(self, now: float, over_s: float = 3.0) -> float:
         """Verdicts a second, lately."""

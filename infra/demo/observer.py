@@ -49,6 +49,7 @@ class SeenAlert(Seen, frozen=True, kw_only=True, tag="alert"):
     rule: str
     state: str
     score: float
+    late: bool = False
 
 
 class SeenAnswer(Seen, frozen=True, kw_only=True, tag="answer"):
@@ -92,6 +93,7 @@ class Observer:
                         rule=alert.rule,
                         state=alert.state,
                         score=alert.score,
+                        late=alert.late,
                     )
                 case _:
                     return self._result(Result.from_bytes(value), now)

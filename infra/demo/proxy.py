@@ -40,6 +40,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._open = asyncio.Event()
         self._started = threading.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._main, name="proxy", daemon=True)
 
     def start(self, target: tuple[str, int]) -> Self:
@@ -71,15 +72,21 @@ class Proxy:
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._open.set()
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener, limit=_CHUNK))
+        server = self._loop.run_until_complete(asyncio.start_server(self._accept, sock=self._listener, limit=_CHUNK))
         self._started.set()
         self._loop.run_forever()
         server.close()
-        tasks = asyncio.all_tasks(self._loop)
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.close()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A plain function, so that the task is ours: asyncio would log the end of one of its own as a failure."""
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._open.wait()  # a connection attempt during an outage waits, as its packets would

@@ -56,6 +56,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     verdict_latency_ms: Percentiles | None
     compute_ms: Compute | None
     alerts: dict[str, int]
+    alerts_late: int
     alerts_during_outage: int
     outage: tuple[float, float] | None
     first_answer_after_outage_s: float | None
@@ -90,6 +91,7 @@ def report(demo: Demo, account: Account) -> Report:
         verdict_latency_ms=Percentiles.of(tally.verdict_ms),
         compute_ms=_compute(demo),
         alerts=tally.states(),
+        alerts_late=tally.late(),
         alerts_during_outage=len(outage_alerts),
         outage=plan.outage,
         first_answer_after_outage_s=round(min(answered) - demo.restored_at, 2) if answered else None,

@@ -28,7 +28,8 @@ from infra.kafka.settings import BrokerSettings, Wan
 from infra.processes import Child, Group
 from schemas.config import SiteConfig, parse
 from schemas.errors import Fault
-from streams.account import Account, read_account
+from streams.account import Account
+from streams.account_read import read_account
 from streams.clients import Clients
 from streams.cluster import create_topics
 from streams.topology import Topology

@@ -80,7 +80,8 @@ def _alerts(alerts: list[SeenAlert]) -> Table:
         table.add_column(name, no_wrap=True)
     for alert in alerts[-_ALERTS_SHOWN:][::-1]:
         at = dt.datetime.fromtimestamp(alert.read_at).strftime("%H:%M:%S")
-        table.add_row(at, alert.rule, alert.source, Text(f"{alert.state} {alert.score:.2f}", style=STATE_STYLE.get(alert.state, "")))
+        style = "dim" if alert.late else STATE_STYLE.get(alert.state, "")
+        table.add_row(at, alert.rule, alert.source, Text(f"{alert.state} {alert.score:.2f}{' late' if alert.late else ''}", style=style))
     return table
 
 
@@ -100,7 +101,8 @@ def summary(found: Report, folder: str | None) -> RenderableType:
             f"p50 {c.bare_p50:.1f}  p99 {c.bare_p99:.1f} ms decode and inference; Headwater adds {c.adds_p50:.1f} and {c.adds_p99:.1f} ms",
         )
     states = ", ".join(f"{count} {state}" for state, count in sorted(found.alerts.items()))
-    table.add_row("alerts", f"{sum(found.alerts.values())}: {states or 'none'}")
+    late = f", {found.alerts_late} of them late" if found.alerts_late else ""
+    table.add_row("alerts", f"{sum(found.alerts.values())}: {states or 'none'}{late}")
     if found.outage is not None:
         after = (
             f"; first answer {found.first_answer_after_outage_s:.1f} s after it" if found.first_answer_after_outage_s is not None else ""

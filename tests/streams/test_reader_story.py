@@ -8,12 +8,13 @@ from collections.abc import Iterable
 import pytest
 from confluent_kafka import Producer
 
+from schemas.alerts import judge
 from schemas.config import Kafka, Link, Region, SiteConfig, Topics
 from schemas.detections import Detection, Detections
 from schemas.frames import Frame
 from schemas.identity import RecordId, alert_id, content_digest, escalation_id, new_epoch
 from schemas.messages import Alert, AlertState, Asked, Escalation, Position, Reason, Status, Tier, Verdict
-from schemas.resolution import join, judge, result_of
+from schemas.resolution import join, result_of
 from schemas.rules import Zone
 from streams import outputs
 from streams.backlog import backlog

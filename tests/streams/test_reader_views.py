@@ -37,7 +37,7 @@ from schemas.records import Record
 from schemas.resolution import result_of
 from schemas.rules import Zone
 from streams import outputs
-from streams.delivery import error_headers
+from streams.burial import error_headers
 from streams.reader import Stored, undeclared
 from streams.sink import Output
 from streams.topology import Topology
