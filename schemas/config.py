@@ -215,8 +215,8 @@ class Policy(msgspec.Struct, **_strict):
         Meta(
             ge=0,
             le=30 * 86_400,
-            description="while the region is away: seconds for which unsure frames are still kept for it; after that only frames of alerts, "
-            "and those that no model here could judge",
+            description="while the region is away: seconds for which unsure frames are still kept for it; after that only frames of "
+            "alerts, and those that no model here could judge",
         ),
     ] = 600.0
     evidence_side: Annotated[

@@ -30,7 +30,7 @@ from schemas.records import InvalidRecord
 from schemas.replays import APPENDED, ORIGIN, REPLAYS, read_replay
 from streams import outputs
 from streams.burial import DIGEST, ERRORS, HEADERS_OMITTED, RECORD, VALUE_OMITTED, of_the_error
-from streams.clients import Clients
+from streams.clients import Clients, only_inferred
 from streams.message import Pairs
 from streams.partition import partition_of
 from streams.reader import Stored, read
@@ -409,9 +409,11 @@ class _Writer:
         self.send(output.topic.name, output.partition, output.key, output.value, list(output.headers), None)
 
     def send(self, topic: str, partition: int, key: Any, value: bytes | None, headers: Any, taken: Callable[[], None] | None) -> None:
-        def report(error: Any, _: Any) -> None:
+        def report(error: Any, message: Any) -> None:
             if error is not None:
                 self._refused = self._refused or f"{topic}: {error.str()}"
+            elif only_inferred(error, message):
+                self._refused = self._refused or f"{topic}: the client only inferred that a record is stored"
             elif taken is not None:
                 taken()
 

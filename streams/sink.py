@@ -8,13 +8,14 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from streams import telemetry
-from streams.clients import Clients
+from streams.clients import Clients, only_inferred
 from streams.message import Pairs
 from streams.partition import partition_of
 from streams.topology import Topic
@@ -127,6 +128,7 @@ class Sink:
     def __init__(self, clients: Clients, *, linger_ms: float = 0.0) -> None:
         self._producer = clients.producer(linger_ms=linger_ms)
         self.clock = BrokerClock()
+        self._unsure: deque[tuple[Output, _Report]] = deque()
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="sink", daemon=True)
         self._thread.start()
@@ -134,9 +136,26 @@ class Sink:
     def _serve(self) -> None:
         while not self._halt.is_set():
             try:
+                self._send_again()
                 self._producer.poll(0.1)
             except Exception:  # a report that failed must not end the thread: all that waits for reports would wait for ever
                 log.exception("a delivery report could not be handled")
+
+    def _send_again(self) -> None:
+        """What the client only inferred to be on the broker is sent again: nothing may count as written that was never stored."""
+        while self._unsure:
+            output, report = self._unsure[0]
+            try:
+                self._produce(output, report)
+            except BufferError:
+                return  # there is room soon
+            except KafkaException as error:
+                report.refused(error.args[0])
+            self._unsure.popleft()
+
+    def unsure(self, output: Output, report: _Report) -> None:
+        """Send an output again, soon; called in the thread that serves the reports."""
+        self._unsure.append((output, report))
 
     def open(self) -> Receipt:
         """A receipt for a group of outputs, on the running event loop."""
@@ -147,7 +166,7 @@ class Sink:
         for output in outputs:
             receipt.expect()
             try:
-                await self._hand_over(output, _Report(self, receipt))
+                await self._hand_over(output, _Report(self, receipt, output))
             except KafkaException as error:  # refused before it was queued, such as larger than message.max.bytes
                 receipt.report(error.args[0])
             except BaseException:  # not under way, and no report will come: whoever waits for the others must not wait for it
@@ -185,27 +204,39 @@ class Sink:
         NotDelivered, SinkBroken
             As `write` does; `SinkBroken` too if it takes longer than `timeout_s`.
         """
-        reports: queue.SimpleQueue[KafkaError | None] = queue.SimpleQueue()
+        reports: queue.SimpleQueue[tuple[Output, KafkaError | None, bool]] = queue.SimpleQueue()
         until = time.monotonic() + timeout_s
         late = f"the broker did not take {len(outputs)} outputs within {timeout_s:g} s"
-        for output in outputs:
+
+        def send(output: Output) -> None:
+            def report(error: KafkaError | None, message: Message) -> None:
+                reports.put((output, error, only_inferred(error, message)))
+
             while True:
                 try:
-                    self._produce(output, lambda error, _: reports.put(error))
-                    break
+                    self._produce(output, report)
+                    return
                 except BufferError:
                     if time.monotonic() > until:
                         raise SinkBroken(late) from None
                     time.sleep(0.01)
                 except KafkaException as error:
                     raise _refusal(error.args[0]) from None
-        for _ in outputs:
+
+        for output in outputs:
+            send(output)
+        left = len(outputs)
+        while left:
             try:
-                report = reports.get(timeout=max(0.0, until - time.monotonic()))
+                output, error, inferred = reports.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 raise SinkBroken(late) from None
-            if report is not None:
-                raise _refusal(report)
+            if error is not None:
+                raise _refusal(error)
+            if inferred:
+                send(output)
+            else:
+                left -= 1
 
     def _produce(self, output: Output, report: Callable[[KafkaError | None, Message], None]) -> None:
         self._producer.produce(
@@ -234,12 +265,18 @@ def _refusal(error: KafkaError) -> NotDelivered | SinkBroken:
 
 
 class _Report:
-    __slots__ = ("receipt", "sent_s", "sink")
+    __slots__ = ("output", "receipt", "sent_s", "sink")
 
-    def __init__(self, sink: Sink, receipt: Receipt) -> None:
-        self.sink, self.receipt, self.sent_s = sink, receipt, time.monotonic()
+    def __init__(self, sink: Sink, receipt: Receipt, output: Output) -> None:
+        self.sink, self.receipt, self.output, self.sent_s = sink, receipt, output, time.monotonic()
+
+    def refused(self, error: KafkaError) -> None:
+        self.receipt.report(error)
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
+        if only_inferred(error, message):
+            self.sink.unsure(self.output, self)
+            return
         if error is None:
             kind, appended_ms = message.timestamp()
             if kind == 2:  # LogAppendTime

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from infra.cli.clusters import clients_of, counted
 from infra.cli.common import CommandFailed, config_option, err, json_option, load_config, out, print_json
-from schemas.config import InvalidConfig, SiteConfig, parse
+from schemas.config import Detector, Fallback, InvalidConfig, SiteConfig, parse
 
 
 @click.group()
@@ -130,13 +130,19 @@ def _faults(site: SiteConfig) -> Iterator[str]:
     from agents.models.store import OWN_MODEL
     from streams.cluster import unusable
 
-    fallbacks = {f"$.detector.fallbacks[{index}]": each for index, each in enumerate(site.detector.fallbacks)}
-    for path, detector in {"$.detector": site.detector, **fallbacks}.items():
+    detectors: dict[str, Detector | Fallback] = {"$.detector": site.detector}
+    detectors |= {f"$.detector.fallbacks[{index}]": each for index, each in enumerate(site.detector.fallbacks)}
+    for path, detector in detectors.items():
         if detector.model not in ("", OWN_MODEL) and not Path(detector.model).is_file():
             yield f"{path}.model is {detector.model!r}: expected a file that is there, or {OWN_MODEL!r}"
         if detector.labels and not Path(detector.labels).is_file():
             yield f"{path}.labels is {detector.labels!r}: expected a file that is there"
-    for path, kafka in (("$.kafka", site.kafka), *([("$.link.region", site.link.region)] if site.link else [])):
+    clusters = {"$.kafka": site.kafka}
+    if site.link is not None:
+        clusters["$.link.region"] = site.link.region
+    if site.link is not None and site.link.second is not None:
+        clusters["$.link.second.region"] = site.link.second.region
+    for path, kafka in clusters.items():
         if reason := unusable(clients_of(kafka, "config")):
             yield f"{path}.properties: {reason}"
 

@@ -23,7 +23,7 @@ from streams import telemetry
 from streams.clients import BrokerUnavailable, ClusterInfo
 from streams.link.carried import Carried
 from streams.link.gate import Stopping
-from streams.link.outbound import LinkFailed, refusal
+from streams.link.outbound import LinkFailed, certain, refusal
 from streams.message import KafkaRecord, readable
 from streams.outputs import escalation_of
 from streams.partition import partition_of
@@ -60,6 +60,7 @@ class Sent:
         self.lock = threading.Lock()
 
     def report(self, index: int, error: KafkaError | None, message: Message | None) -> None:
+        error = certain(error, message)
         if error is not None:
             self.lane.outbound.failed(error)
         with self.lock:

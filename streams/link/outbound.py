@@ -9,6 +9,8 @@ from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from streams.clients import only_inferred
+
 log = logging.getLogger("headwater.link")
 
 Report = Callable[[KafkaError | None, Message | None], None]
@@ -119,7 +121,8 @@ class Acks:
             self._open += 1
         self._outbound.send(topic, key, value, headers, partition, partial(self._report, index))
 
-    def _report(self, index: int, error: KafkaError | None, _: Message | None) -> None:
+    def _report(self, index: int, error: KafkaError | None, message: Message | None) -> None:
+        error = certain(error, message)
         if error is not None:
             self._outbound.failed(error)
         with self._changed:
@@ -141,6 +144,13 @@ class Acks:
         if self._error is not None:
             raise LinkFailed(refusal(self._error))
         return self._too_large
+
+
+def certain(error: KafkaError | None, message: Message | None) -> KafkaError | None:
+    """The error of a report; one that says "delivered" though no broker has said so is one too: the record is carried again."""
+    if message is not None and only_inferred(error, message):
+        return KafkaError(KafkaError._INCONSISTENT, "the client only inferred that the record is stored")
+    return error
 
 
 def refusal(error: KafkaError) -> str:

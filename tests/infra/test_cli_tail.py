@@ -21,9 +21,9 @@ from schemas.config import Kafka, SiteConfig, Topics
 from schemas.detections import Detection, Detections
 from schemas.messages import Drop, Ranges, Status, Tier, Verdict
 from streams import outputs
+from streams.burial import error_headers
 from streams.clients import Clients
 from streams.cluster import create_topics
-from streams.burial import error_headers
 from streams.topology import Topology
 
 Run = Callable[..., Any]
@@ -144,7 +144,7 @@ def test_any_topic_of_the_cluster_and_full_names(headwater: Run, site: Site, pre
     ("arguments", "code", "told"),
     [
         (("verdict",), 1, "has no topic 'verdict': did you mean verdicts"),
-        (("zzz",), 1, "has no topic 'zzz': there are: alerts, "),
+        (("zzz",), 1, "has no topic 'zzz': there are: accounts, alerts, "),
         (("alerts", "--from", "yesterday"), 2, "expected beginning, end, an age"),
         (("alerts", "-n", "3", "--from", "end"), 2, "-n and --from both say where to begin"),
         (("alerts", "--region"), 1, "has no [link]: this site has no region"),

@@ -145,8 +145,9 @@ def test_nothing_passed_the_link_during_the_outage_and_everything_after_it(ran: 
     here = {message.key() for message in raw(ran.leaf, "verdicts")}
     there = {message.key() for message in raw(ran.region, "up.demo-leaf.verdicts")}
     assert here == there
-    asked = {message.value() for message in raw(ran.leaf, "escalations")}
-    assert asked == {message.value() for message in raw(ran.region, "up.demo-leaf.escalations")}
+    kinds = ("escalations", "escalations.alerts")
+    asked = {message.value() for kind in kinds for message in raw(ran.leaf, kind)}
+    assert asked == {message.value() for kind in kinds for message in raw(ran.region, f"up.demo-leaf.{kind}")}
     answers = {message.key() for message in raw(ran.region, "down.demo-leaf.verdicts")}
     assert answers == {message.key() for message in raw(ran.leaf, "region.verdicts")}
     assert len(answers) == len(asked)

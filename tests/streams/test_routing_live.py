@@ -226,7 +226,8 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Leaf
     for leaf in leaves.values():
         leaf.proxy.restore()
         leaf.proxy.stop()
-        leaf.broker.stop()
+    with ThreadPoolExecutor() as both:
+        list(both.map(lambda leaf: leaf.broker.stop(), leaves.values()))
 
 
 @pytest.fixture

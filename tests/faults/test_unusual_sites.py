@@ -1,10 +1,11 @@
-"""Sites that are odd from the start: a leaf whose clock (broker, processes, cameras) is two hours off, either way. One of them also has
+"""Sites that are unusual from the start: a leaf whose clock (broker, processes, cameras) is two hours off, either way. One also has
 a region on a small disk, which is filled; the other meets records that kill or hang who looks at them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ INGRESS = {"max_age_ms": 120_000}  # by the broker's own clock nothing is old, s
 
 
 @pytest.fixture(scope="module")
-def ahead(tmp_path_factory: pytest.TempPathFactory, workload: Workload, compiler: None) -> Iterator[Fleet]:
+def ahead(tmp_path_factory: pytest.TempPathFactory, workload: Workload, compiler: None, shared: Any) -> Iterator[Fleet]:
+    shared.down()  # the pair of the other tests would only take this one's processor
     folder = tmp_path_factory.mktemp("ahead")
     with (
         small_disk(folder / "disk") as disk,
