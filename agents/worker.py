@@ -38,7 +38,7 @@ from streams import outputs, telemetry
 from streams.accounts import Accounting
 from streams.app import ColdRecord, cold_agent, hot_agent, make_app, run_worker
 from streams.batches import BatchSource, Lost, Place
-from streams.clients import BrokerUnavailable, Clients
+from streams.clients import BrokerUnavailable, Clients, ClusterInfo
 from streams.delivery import Delivery, Emitted, Rejected
 from streams.disk import DiskGuard, Relief
 from streams.laws import own
@@ -47,6 +47,7 @@ from streams.merging import ReadRefused, TopicMissing
 from streams.message import KafkaRecord
 from streams.quarantine import Quarantine
 from streams.reader import Stored, read
+from streams.same_topics import SameTopics
 from streams.sink import Sink
 from streams.topology import Role, RoleView, Topic, Topology
 
@@ -179,14 +180,14 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     )
     if guard is not None:
         guard.leads = lambda: (frames.name, 0) in source.assigned  # of several workers one makes room
-    return _run(app, sink, leaf, quarantine, source, hearing, *filter(None, [guard]))
+    return _run(app, sink, leaf, quarantine, source, hearing, _same(clients, info, [frames]), *filter(None, [guard]))
 
 
 def run_region(config: SiteConfig, folder: Path, models: Path) -> int:
     """Run the region agent; returns its exit code. Raises as `run_leaf` does."""
     role = Topology(config).role(Role.REGION)
     clients = Clients(config.kafka, f"{config.name}.region")
-    _existing(clients, role)
+    info = _existing(clients, role)
     detector = _detector(config, models)
     sink = Sink(clients)
     region = Region(config, role, detector, sink.clock)
@@ -202,7 +203,7 @@ def run_region(config: SiteConfig, folder: Path, models: Path) -> int:
         in_flight=4,
         settings={"fetch.message.max.bytes": 4 << 20},
     )
-    return _run(app, sink, region, quarantine, source, Announcements(region, sink))
+    return _run(app, sink, region, quarantine, source, Announcements(region, sink), _same(clients, info, role.reads()))
 
 
 def run_resolver(config: SiteConfig, folder: Path, instance: int = 1) -> int:
@@ -215,8 +216,8 @@ def run_resolver(config: SiteConfig, folder: Path, instance: int = 1) -> int:
     """
     role = Topology(config).role(Role.RESOLVER)
     clients = Clients(config.kafka, f"{config.name}.resolver")
-    for each in (role, role.topology.role(Role.ACCOUNTANT)):
-        _existing(clients, each)
+    info = _existing(clients, role)
+    _existing(clients, role.topology.role(Role.ACCOUNTANT))
     sink = Sink(clients, linger_ms=2)
     resolver, incidents = Resolver(config, role, clients), Incidents(config, role, clients)
 
@@ -258,6 +259,7 @@ def run_resolver(config: SiteConfig, folder: Path, instance: int = 1) -> int:
         Deadlines(resolver, sink),
         Snapshotter(resolver.snapshots, sink, resolver.grown),
         Accounting(role.topology, clients, sink, instance=instance),
+        _same(clients, info, role.reads()),
     )
 
 
@@ -315,7 +317,12 @@ def _disk_guard(config: SiteConfig, topology: Topology, clients: Clients, sink: 
     return DiskGuard(config.disk, Path(config.disk.path), Relief(topology, clients, sink))
 
 
-def _existing(clients: Clients, role: RoleView) -> Any:
+def _same(clients: Clients, info: ClusterInfo, topics: Sequence[Topic]) -> SameTopics:
+    """Ends the worker when a topic that it reads is made anew."""
+    return SameTopics(clients, {topic.name: info.topics[topic.name][0] for topic in topics})
+
+
+def _existing(clients: Clients, role: RoleView) -> ClusterInfo:
     """The cluster, once it has every topic of the role; raises `TopicsMissing`."""
     wanted = {topic.name for topic in (*role.reads(), *role.writes())}
     info = clients.cluster(sorted(wanted))

@@ -139,6 +139,7 @@ class Judge:
                 self.readers[side].go_back((topic, partition), at)
             if fresh:
                 self.book.uuids[topic] = admin.uuid(topic)
+            self.readers[side].renew()
 
     def stop(self) -> None:
         self._halt.set()

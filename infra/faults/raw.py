@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,10 +39,15 @@ class Reader:
     """Reads topics on and on, each record once, whatever happens to the broker meanwhile."""
 
     def __init__(self, servers: str) -> None:
+        self._servers = servers
         self._next: dict[Place, int] = {}
-        self._consumer = Consumer(
+        self._lock = threading.Lock()  # one thread reads, others move it
+        self._consumer = self._connect()
+
+    def _connect(self) -> Consumer:
+        return Consumer(
             {
-                "bootstrap.servers": servers,
+                "bootstrap.servers": self._servers,
                 "group.id": f"judge.{uuid.uuid4().hex}",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
@@ -65,13 +71,22 @@ class Reader:
         self._next[place] = offset
         self._assign()
 
+    def renew(self) -> None:
+        """Take a new client: one that knew a topic before it was made anew can wait for ever for the old one's leader epoch."""
+        with self._lock:
+            self._consumer.close()
+            self._consumer = self._connect()
+        self._assign()
+
     def next_offset(self, place: Place) -> int:
         return self._next[place]
 
     def read(self, timeout_s: float) -> list[Message]:
         """What has come, waiting so long at most."""
         found = []
-        for message in self._consumer.consume(2_000, timeout_s):
+        with self._lock:
+            messages = self._consumer.consume(2_000, timeout_s)
+        for message in messages:
             if message.error() is not None:
                 continue  # the broker is away, or a topic is: what is there will be read when it can be
             place = (str(message.topic()), int(message.partition() or 0))

@@ -134,8 +134,7 @@ def repeated(fleet: Fleet, setting: Setting) -> Iterator[str]:
 def replayed(fleet: Fleet, setting: Setting) -> Iterator[str]:
     """The offsets of the leaf's agent and of both resolvers go back to the beginning after results were final."""
     fleet.settle(limit_s=60)
-    moved = []
-    for name, admin, group, topics in (
+    groups = (
         ("leaf resolver", fleet.leaf, f"{fleet.leaf_name}.resolver", ("verdicts", "region.verdicts")),
         (
             "region resolver",
@@ -144,8 +143,11 @@ def replayed(fleet: Fleet, setting: Setting) -> Iterator[str]:
             tuple(f"{way}.{fleet.leaf_name}.verdicts" for way in ("up", "down")),
         ),
         ("leaf agent", fleet.leaf, f"{fleet.leaf_name}.leaf", ("frames",)),
-    ):
+    )
+    for name, *_ in groups:
         fleet[name].stop()
+    moved = []
+    for name, admin, group, topics in groups:
         fleet.wait(f"{group} to have no members", partial(_empty, admin, group))
         starts = {
             (topic, p): max(low, high - REPLAYED)
@@ -155,6 +157,7 @@ def replayed(fleet: Fleet, setting: Setting) -> Iterator[str]:
         before = admin.totals(group, topics, fleet.partitions)
         admin.move_group(group, starts)
         moved.append((name, admin, group, topics, before))
+    for name, *_ in groups:
         fleet[name].start()
     for name, admin, group, topics, before in moved:
         fleet.wait(f"{name} to have read everything again", partial(_reached, admin, group, topics, fleet.partitions, before), 180)

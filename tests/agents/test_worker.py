@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,8 @@ def test_every_frame_is_accounted_for_through_a_kill_and_bad_records(
     agent.send_signal(signal.SIGKILL)
     agent.wait(LIMIT_S)
     lost = camera.shoot(20)
+    shot_s = time.monotonic()
+    reader.until(lambda: time.monotonic() > shot_s + MAX_AGE_MS / 1000, "an outage longer than a frame may wait")
     restarted = leaf.start("agent")
     reader.until(lambda: set(lost) <= reader.dropped() | reader.ids("results"), "what waited meanwhile is answered or explained")
     late = camera.shoot(5)
