@@ -29,6 +29,7 @@ class Purse:
         self._paid = 0.0  # what was charged, corrections included
         self._seen = 0.0  # what was on the wire at the last correction
         self._acked = 0  # payload acknowledged since then
+        self._lately = 0.0, 0.0  # bytes on the wire and of payload, the older counting less
 
     def wait_s(self, *, urgent: bool) -> float:
         """Seconds until something may be sent; 0 if it may be now. What is urgent may run into debt by all that can be saved up."""
@@ -53,20 +54,21 @@ class Purse:
         with self._lock:
             self._acked += payload
 
-    def correct(self, wire: float, in_flight: int) -> None:
-        """Put the estimate right: `wire` bytes have gone and come in all, `in_flight` bytes of payload are paid for and on their way."""
+    def correct(self, wire: float, unsent: float) -> None:
+        """Put the estimate right, as the clients have just counted: `wire` bytes have gone and come in all, `unsent` bytes of payload are
+        paid for and not on the wire yet."""
         with self._lock:
-            sent = wire - self._seen
-            if self._acked > 4096 and sent > 0:
-                self.ratio += 0.3 * (min(_RATIO[1], max(_RATIO[0], sent / self._acked)) - self.ratio)
-            self._seen, self._acked = wire, 0
-            self._pay(wire + in_flight * self.ratio - self._paid)
+            sent, payload = (0.8 * old + new for old, new in zip(self._lately, (wire - self._seen, self._acked), strict=True))
+            self._seen, self._acked, self._lately = wire, 0, (sent, payload)
+            if payload > 4096 and sent > 0:
+                self.ratio = min(_RATIO[1], max(_RATIO[0], sent / payload))
+            self._pay(wire + unsent * self.ratio - self._paid)
 
     def restart(self) -> None:
         """New clients count from 0 again."""
         with self._lock:
             self._paid = self._seen = 0.0
-            self._acked = 0
+            self._acked, self._lately = 0, (0.0, 0.0)
 
     def _pay(self, tokens: float) -> None:
         self._paid += tokens

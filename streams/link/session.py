@@ -64,7 +64,7 @@ class Session:
         self.leaf, self.region = Clients(config.kafka, self.name), Clients(region.config.kafka, self.name)
         self.leaf_clock, self.region_clock = BrokerClock(), BrokerClock()
         self.several = config.link.second is not None
-        self.wire = Wire()
+        self.wire = Wire(self._count)
         self.halt = threading.Event()
         self.carrying = threading.Event()  # this link holds the site
         self.turn = 0  # grows when the lanes must open anew
@@ -132,13 +132,18 @@ class Session:
             self.turn += 1
 
     def tick(self) -> None:
-        """Called several times a second: what the clients have counted corrects the budget and moves the breaker."""
+        """Called several times a second: the breaker opens and closes the gates."""
         answers = self.wire.breaker is Breaker.CLOSED
         for gate in self.gates.values():
             gate.open(answers)
-        in_flight = sum(self.gates[name].window.in_flight for name in ("urgent", "up"))
-        self.purse.correct(self.wire.bytes, in_flight)
         telemetry.LINK_WINDOW.set(self.gates["up"].window.limit)
+
+    def _count(self) -> None:
+        """What the clients have counted corrects the budget."""
+        unsent = sum(
+            self.gates[gate].window.in_flight * self.wire.unsent(client) for gate, client in (("urgent", "urgent"), ("up", "bulk"))
+        )
+        self.purse.correct(self.wire.bytes, unsent)
 
     # ---- for lanes
 

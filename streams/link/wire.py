@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from schemas.links import Breaker
@@ -12,17 +13,20 @@ from streams import telemetry
 
 SILENT_S = 3.0  # requests without an answer for so long: the region is away, though the socket still stands
 STATISTICS_MS = 500
+BULK = "bulk"  # the client that carries most
 
 
 class Wire:
     """Adds up the statistics of all clients of one region.
 
-    The breaker follows what one of them, the producer of what is urgent, sees: no connection, or requests that nobody answers, open it.
-    The clients themselves try to connect again, with a jittered backoff; a connection makes it half-open, and an answer closes it.
+    `on_count` is called after each new count of the client that carries most. The breaker follows what another one sees, the producer of
+    what is urgent: no connection, or requests that nobody answers, open it. The clients themselves try to connect again, with a jittered
+    backoff; a connection makes it half-open, and an answer closes it.
     """
 
-    def __init__(self, *, clock: Any = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, on_count: Callable[[], None] = lambda: None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._on_count = clock, on_count
+        self._unsent: dict[str, float] = {}
         self._seen: dict[tuple[str, str], int] = {}
         self._total = {"up": 0, "down": 0}
         self._answers, self._answered_at = 0, clock()
@@ -44,10 +48,20 @@ class Wire:
                     self._seen[client, direction] = total
                     self._total[direction] += more
                     telemetry.LINK_WIRE.labels(direction).inc(more)
+                if stats["type"] == "producer":
+                    waiting = sum(broker["waitresp_msg_cnt"] for broker in brokers)
+                    self._unsent[client] = 1 - min(1.0, waiting / stats["msg_cnt"]) if stats["msg_cnt"] else 1.0
                 if judge:
                     self._judge(list(brokers))
+            if client == BULK:  # only then is what it has sent known as of now: an older count would give back what is spent
+                self._on_count()
 
         return report
+
+    def unsent(self, client: str) -> float:
+        """The share of a producer's records under way that it has not written to the wire yet."""
+        with self._lock:
+            return self._unsent.get(client, 1.0)
 
     def _judge(self, brokers: list[Any]) -> None:
         answers = sum(broker["rx"] for broker in brokers)
