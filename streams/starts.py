@@ -53,6 +53,21 @@ class Lost(msgspec.Struct, frozen=True):
     last: int
 
 
+def latest_epochs(clients: Clients, places: list[Place]) -> dict[Place, int]:
+    """The leader epoch at the end of partitions, as far as the broker says it. No record is read for it."""
+    if not places:
+        return {}
+    found: dict[Place, int] = {}
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    admin = clients.admin()  # kept until it has answered
+    asked = admin.list_offsets({TopicPartition(*place): latest for place in places}, request_timeout=10)
+    for place, future in asked.items():
+        with contextlib.suppress(KafkaException, TimeoutError):  # then single records are looked at
+            if (epoch := future.result(11).leader_epoch) is not None:
+                found[place.topic, place.partition] = epoch
+    return found
+
+
 class Starts:
     """Finds start offsets; called in the consumer's thread, within a rebalance too.
 
@@ -84,22 +99,8 @@ class Starts:
             cast(Place, (found.topic, found.partition)): Mark(found.offset, found.leader_epoch) if found.offset >= 0 else None
             for found in self._patiently(committed)
         }
-        latest = self._latest([place for place, mark in marks.items() if mark is not None and mark.epoch is not None])
+        latest = latest_epochs(self._clients, [place for place, mark in marks.items() if mark is not None and mark.epoch is not None])
         return {place: self.within(consumer, place, mark, latest.get(place)) for place, mark in marks.items()}
-
-    def _latest(self, places: list[Place]) -> dict[Place, int]:
-        """The leader epoch at the end of partitions, as far as the broker says it."""
-        if not places:
-            return {}
-        found: dict[Place, int] = {}
-        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        admin = self._clients.admin()  # kept until it has answered
-        asked = admin.list_offsets({TopicPartition(*place): latest for place in places}, request_timeout=10)
-        for place, future in asked.items():
-            with contextlib.suppress(KafkaException, TimeoutError):  # then single records are looked at
-                if (epoch := future.result(11).leader_epoch) is not None:
-                    found[place.topic, place.partition] = epoch
-        return found
 
     def within(self, consumer: Consumer, place: Place, mark: Mark | None, latest: int | None = None) -> Mark:
         """A place that can be read: the one given, or where the log begins, or was cut; reports what lies between. None: no commit.

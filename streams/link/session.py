@@ -30,6 +30,7 @@ from streams.link.outbound import LinkFailed, Outbound
 from streams.link.wire import STATISTICS_MS, Wire
 from streams.positions import go_on, headers_of, key_of, position_of, read_positions
 from streams.sink import BrokerClock
+from streams.starts import latest_epochs
 from streams.topology import Mirror, Role, Topology, mirrors
 
 log = logging.getLogger("headwater.link")
@@ -207,16 +208,18 @@ class Session:
             raise LinkFailed(f"topic {source.name} does not exist yet: `headwater topology create` makes it")
         known = read_positions(self.region if mirror.direction == "up" else self.leaf, self.positions[mirror.direction])
         hints = read_positions(self.leaf, self.positions["down"]) if mirror.direction == "up" and self.several else {}
+        count = info.topics[source.name][1]
+        latest = latest_epochs(lane.source_clients, [(source.name, partition) for partition in range(count)])
         # With a client of its own: the lane's fetches wait long for records, and a fetch under way delays the next partition's.
         probe = lane.source_clients.consumer(None, **_PROBE)
         try:
             found = {}
-            for partition in range(info.topics[source.name][1]):
+            for partition in range(count):
                 position = position_of(known, source, partition, info, several=self.several)
                 hint = hints.get((info.id, source.name, partition))
                 if hint is not None and hint.topic_uuid == info.topics[source.name][0] and self._prefers(hint, position, lane):
                     position = hint
-                found[partition] = self._start(lane, probe, position, partition)
+                found[partition] = self._start(lane, probe, position, partition, latest.get((source.name, partition), -1))
             return found, info
         finally:
             probe.close()
@@ -230,11 +233,12 @@ class Session:
             else lane.expires and (position is None or hint.next_offset > position.next_offset)
         )
 
-    def _start(self, lane: Lane, probe: Consumer, position: Position | None, partition: int) -> Carried:
+    def _start(self, lane: Lane, probe: Consumer, position: Position | None, partition: int, latest: int) -> Carried:
         name = lane.mirror.source.name
         offset, backfill = (position.next_offset, position.backfill.pairs) if position is not None else (0, ())
         low, high = probe.get_watermark_offsets(TopicPartition(name, partition), timeout=10)
-        if position is not None and not lane.ordered:
+        # If the epoch at the log's end is that of the position, nothing was written after a cut: no record need be fetched to see it.
+        if position is not None and not lane.ordered and (offset > high or not 0 <= latest == position.leader_epoch):
             at = go_on(position, low, high, partial(self._epoch_at, probe, name, partition))
             if at < offset:
                 log.error(
@@ -252,9 +256,7 @@ class Session:
             track.changed = False
         if not lane.ordered:
             track.jump(high)
-        if low < track.next == high:
-            epoch = self._epoch_at(probe, name, partition, high - 1)
-            track.live_epoch = -1 if epoch is None else epoch
+        track.live_epoch = latest if track.next == high else -1
         lane.highs[partition] = high
         return track
 
