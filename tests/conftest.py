@@ -18,8 +18,8 @@ from schemas.config import Kafka
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A real broker on a free port, for the whole run."""
-    with Broker(BrokerSettings(name="tests", folder=tmp_path_factory.mktemp("kafka"), port=0)) as broker:
+    """A real broker on a free port, for the whole run; its heap holds the topics that a thousand tests leave behind."""
+    with Broker(BrokerSettings(name="tests", folder=tmp_path_factory.mktemp("kafka"), port=0, heap_mb=1536)) as broker:
         yield broker
 
 

@@ -263,7 +263,9 @@ class Far:
 @pytest.fixture(scope="session")
 def far_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Far]:
     proxy = Proxy()
-    with Broker(BrokerSettings(name="far", folder=tmp_path_factory.mktemp("far"), port=0, wan=Wan(advertised_port=proxy.port))) as broker:
+    with Broker(
+        BrokerSettings(name="far", folder=tmp_path_factory.mktemp("far"), port=0, wan=Wan(advertised_port=proxy.port), heap_mb=768)
+    ) as broker:
         yield Far(broker, proxy.start(broker.wan_address))
         proxy.restore()
         proxy.stop()
