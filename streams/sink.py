@@ -119,6 +119,12 @@ class BrokerClock:
         return max(0.0, (self.now_ms() - appended_ms) / 1000)
 
 
+# A broker handles the requests of one connection one after the other, so more of them under way gain little near it; and of a producer that
+# it has just read back from the log it knows no more than the last batch. A batch before it, sent again since its acknowledgement was lost
+# with the broker, cannot be told from one that is missing, and sent once more it would stand behind what was to replace it.
+_ONE_BY_ONE = {"max.in.flight": 1}
+
+
 class Sink:
     """Writes outputs idempotently (`acks=all`); one thread serves the delivery reports.
 
@@ -126,7 +132,7 @@ class Sink:
     """
 
     def __init__(self, clients: Clients, *, linger_ms: float = 0.0) -> None:
-        self._producer = clients.producer(linger_ms=linger_ms)
+        self._producer = clients.producer(linger_ms=linger_ms, **_ONE_BY_ONE)
         self.clock = BrokerClock()
         self._unsure: deque[tuple[Output, _Report]] = deque()
         self._halt = threading.Event()

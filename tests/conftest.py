@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -14,6 +15,23 @@ import pytest
 from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings
 from schemas.config import Kafka
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that runs within a test sets the logs of the process up as it wants them; the next test finds them as they were."""
+    root = logging.getLogger()
+    handlers, levels = list(root.handlers), {logger: logger.level for logger in _loggers()}
+    yield
+    root.handlers[:] = handlers
+    for logger in _loggers():
+        if logger in levels or logger.name.startswith("headwater"):
+            logger.setLevel(levels.get(logger, logging.NOTSET))
+
+
+def _loggers() -> list[logging.Logger]:
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
 
 
 @pytest.fixture(scope="session")
