@@ -5,7 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +17,7 @@ import msgspec
 from infra.text import shown, shown_json
 
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+_NUMBERS = re.compile(r"\d+")
 _NOISY = {"faust": "WARNING", "mode": "WARNING", "aiokafka": "WARNING", "asyncio": "WARNING", "headwater.librdkafka": "ERROR"}
 
 
@@ -20,9 +25,35 @@ def setup(*, as_json: bool = False, level: str = "INFO", **fixed: str) -> None:
     """Send the logs of this process to standard error. `fixed` fields (site, role) stand on every line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(fixed) if as_json else TextLines(fixed))
+    handler.addFilter(NoRepeats())
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, least in _NOISY.items():
         logging.getLogger(name).setLevel(least)
+
+
+class NoRepeats(logging.Filter):
+    """Passes what a client library says again and again, but for its numbers, once a while: while a broker is away they try it many times
+    a second, and say so each time. What Headwater says of it, once, would be lost among them."""
+
+    AGAIN_S = 60.0
+    KINDS = 500
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in ("aiokafka", "faust", "mode") and record.name != "headwater.librdkafka":
+            return True
+        kind, now = (record.name, _NUMBERS.sub("#", record.getMessage())), self._clock()
+        if now - self._said.get(kind, float("-inf")) < self.AGAIN_S:
+            return False
+        self._said[kind] = now
+        self._said.move_to_end(kind)
+        if len(self._said) > self.KINDS:
+            self._said.popitem(last=False)
+        return True
 
 
 def _fields(record: logging.LogRecord, fixed: dict[str, str]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The Faust app of a role: its worker, its hot agent over a channel of batches, and cold agents under one wrapper.
 
 The hot topics come from a `BatchSource`, beside Faust's own consumer and in a group of their own (measured: one hand-over a batch is
-25 times faster than one event a record). Cold topics are Faust's own; since Faust acknowledges a record whose handler raised, every
-cold handler runs under `cold_agent`, which retries, dead-letters and only then lets Faust acknowledge.
+25 times faster than one event a record). They wait for nothing of Faust's but its agents: neither for its consumer to be given
+partitions, which takes seconds where a worker joins others, nor while those are shared out anew.
+
+Cold topics are Faust's own; since Faust acknowledges a record whose handler raised, every cold handler runs under `cold_agent`, which
+retries, dead-letters and only then lets Faust acknowledge.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, cast
 
 import faust
 from faust.types import StreamT
+from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from schemas.config import SiteConfig
 from schemas.errors import Fault
@@ -133,12 +137,23 @@ def _tls(properties: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
+class _HotChannel(faust.Channel[Batch]):
+    """A channel that goes on while Faust's own consumer is given other partitions: Faust's own channels hold back what is put on them
+    meanwhile, and throw away what they hold, since for them it would come again."""
+
+    @property
+    def queue(self) -> ThrowableQueue[Any]:
+        if self._queue is None:
+            self._queue = ThrowableQueue(maxsize=self.maxsize or 0, flow_control=FlowControlEvent(initially_suspended=False))
+        return self._queue
+
+
 def hot_agent(app: faust.App, name: str, delivery: Delivery, *, concurrency: int) -> Callable[[Batch], Awaitable[Any]]:
     """A Faust agent that delivers batches; returns the coroutine function that a `BatchSource` feeds.
 
     A failure that delivery does not absorb (too many dead letters, dead letters that cannot be written) stops the worker.
     """
-    channel = app.channel(maxsize=1024)  # bounded in truth by the source's batches in flight
+    channel = _HotChannel(app, maxsize=1024)  # bounded in truth by the source's batches in flight
 
     @app.agent(channel, name=name, concurrency=concurrency)
     async def deliver(stream: StreamT[Batch]) -> None:
@@ -151,6 +166,7 @@ def hot_agent(app: faust.App, name: str, delivery: Delivery, *, concurrency: int
                 raise
 
     async def feed(batch: Batch) -> None:
+        await app.agents.wait_until_agents_started()  # before that nobody listens, and the channel would forget it
         await channel.put(cast(Any, batch))
 
     return feed
@@ -267,13 +283,14 @@ async def _settle(
 
 
 class _Worker(faust.Worker):
-    """Faust's worker with the app before the services: so it starts when the channels flow, and a stop drains the source first."""
+    """Faust's worker with the services beside the app: they start first, since the app has started only when its own consumer has its
+    partitions, and they stop first, so that the source is drained while the agents still work."""
 
     _deadline: threading.Timer | None = None
 
     def on_init_dependencies(self) -> list[Any]:
         super().on_init_dependencies()
-        return [self.app, *self.services]
+        return [*self.services, self.app]
 
     async def stop(self) -> None:
         for service in self.services:
@@ -283,6 +300,8 @@ class _Worker(faust.Worker):
             self._deadline = threading.Timer(STOP_LIMIT_S, _give_up)
             self._deadline.daemon = True
             self._deadline.start()
+        for service in reversed(list(self.services)):
+            await service.stop()
         await super().stop()
 
     def stopped(self) -> None:
@@ -314,8 +333,6 @@ def run_worker(app: faust.App, *services: BatchSource | Any) -> int:
     worker.spinner = None
     sources = [service for service in services if isinstance(service, BatchSource)]
     try:
-        for source in sources:
-            source.join(loop)
         worker.execute_from_commandline()
     except SystemExit as end:
         failed = [service.crash_reason for service in (app, *services) if service.crash_reason is not None]

@@ -61,8 +61,8 @@ class BatchSource(Service):
     topics
         What to read; the group keeps the offsets.
     feed
-        Awaited for each batch; putting it on a channel is enough. A batch that nobody takes within `REOFFER_S` is offered again (a
-        rebalance of Faust's own consumer may clear its channels).
+        Awaited for each batch; putting it on a channel is enough. A batch that nobody takes within `REOFFER_S`, or that was given back
+        unfinished, is offered again.
     on_assigned
         Called in the consumer's thread for the partitions that came, before the first of their records is handed over: a stateful
         worker restores itself there.
@@ -107,34 +107,23 @@ class BatchSource(Service):
         self._handed = Handover(in_flight, self._halt)
         self._halted_at = float("inf")
         self._ended = threading.Event()
-        self._begun = threading.Event()  # the service has started: what comes may be handed over
-        self._failed: Exception | None = None
         self._starts = Starts(self.topics, on_lost, self._halt, clients)
         self._thread: threading.Thread | None = None
         super().__init__(**kwargs)
 
     # ---- life cycle, on the event loop
 
-    def join(self, events: asyncio.AbstractEventLoop) -> None:
-        """Join the group now, before the service starts on that loop: the group waits for a member that was killed while the app starts,
-        not after it. Nothing is handed over before the service has started."""
-        self._events = events
+    async def on_start(self) -> None:
+        self._events = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._main, name=f"source-{self.group}", daemon=True)
         self._thread.start()
 
     def leave(self, timeout_s: float = 5.0) -> None:
-        """Leave the group, if the service has not started or not stopped in order."""
+        """Leave the group, if the service has not stopped in order."""
         self._halt.set()
         self._handed.wake()
         if self._thread is not None:
             self._thread.join(timeout_s)
-
-    async def on_start(self) -> None:
-        if self._failed is not None:
-            raise self._failed
-        if self._thread is None:
-            self.join(asyncio.get_running_loop())
-        self._begun.set()
 
     async def on_stop(self) -> None:
         self._halted_at = time.monotonic()
@@ -170,9 +159,7 @@ class BatchSource(Service):
                 log.warning("the consumer failed while it was stopped: %s", error, extra={"group": self.group})
             else:
                 log.exception("the consumer failed", extra={"group": self.group})
-                self._failed = error
-                if self._begun.is_set():
-                    asyncio.run_coroutine_threadsafe(self.crash(error), self._events)
+                asyncio.run_coroutine_threadsafe(self.crash(error), self._events)
         finally:
             self._ended.set()
 
@@ -193,12 +180,11 @@ class BatchSource(Service):
 
     def _has_room(self, consumer: Consumer) -> bool:
         """Wait a moment for room; without it, pause and poll once. True if a batch may be taken."""
-        begun = self._begun.is_set()
-        if not begun or not self._handed.room(FULL_WAIT_S):
+        if not self._handed.room(FULL_WAIT_S):
             if not self._paused and self.assigned:
                 self._paused = True
                 self._flow(consumer)
-            polled = consumer.poll(0.0 if begun else 0.05)  # serves rebalances
+            polled = consumer.poll(0.0)  # serves rebalances
             if polled is not None and not self._fault(consumer, polled):
                 self._held.append((polled, self._epoch_of(polled)))  # it cannot be given back
             return False
