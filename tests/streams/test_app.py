@@ -193,6 +193,17 @@ def test_a_worker_serves_hot_and_cold_topics_and_ends_cleanly(site: Site) -> Non
     assert letters[0].key() == b"leaf-1"
 
 
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "snappy", "gzip"])
+def test_a_compressed_batch_is_heard(site: Site, compression: str) -> None:
+    """Whoever tells the leaf something may compress it, and MirrorMaker or a broker's own setting may."""
+    producer = Clients(site.rig.kafka, "test").producer(linger_ms=200, **{"compression.type": compression})
+    for number in range(20):
+        producer.produce(site.control.name, key=b"leaf-1", value=b"number%d%s" % (number, b"x" * 200))
+    assert producer.flush(20) == 0
+    worker = site.worker()
+    site.rig.until(lambda: len(worker.heard()) == 20, "the batch", LIMIT_S)
+
+
 def test_a_cold_record_that_cannot_be_buried_ends_the_worker(site: Site) -> None:
     site.tell(["first", "invalid unwritable", "behind"])
     worker = site.worker()
