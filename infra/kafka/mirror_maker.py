@@ -120,7 +120,9 @@ def _settings(leaf: SiteConfig, carried: list[Mirror], down: bool) -> Iterator[S
     why = "worker settings count only with the alias of the flow's target before them; without it they are ignored, and nothing says so"
     yield from _with_aliases(why, targets, "", _WORKER)
     why = "well filled requests, several under way: by default each waits for the one before, and nothing is compressed"
-    yield from _with_aliases(why, targets, "producer.", _PRODUCER)
+    yield from _with_aliases(why, targets[:1], "producer.", _PRODUCER)
+    if down:  # what was compressed over the link is not, on the way to the leaf's own broker
+        yield from _with_aliases("", targets[1:], "producer.", tuple(each for each in _PRODUCER if each.name != "compression.type"))
     yield from _with_aliases("read in large steps", (here, REGION) if down else (here,), "consumer.", _CONSUMER)
 
 
