@@ -62,8 +62,8 @@ def faults(
 
     Two Kafka brokers, every process of a leaf and its region, producers, a proxy between the sites. After each fault every record of the
     test's own manifest must be found, by a reader that shares nothing with Headwater, as a result, a drop or a dead letter; detections must
-    be those of a run without faults; no result may be repeated. It needs about 4 GB of memory and 16 GB of disk, and root for the full
-    disk. Ctrl-C ends it and prints what it has.
+    be those of a run without faults; no result may be repeated. It needs about 4 GB of memory and 16 GB of disk, and root for the small
+    disks and the networks. Ctrl-C ends it and prints what it has.
 
     \b
     Examples:
@@ -71,13 +71,13 @@ def faults(
       headwater bench faults --only 'kill -9' --minutes 5 --seed 7
       headwater bench faults --long --json faults.json --markdown faults.md
     """
-    from infra.faults.catalogue import OWN, SHARED
+    from infra.faults.catalogue import NETWORKS, OWN, SHARED
     from infra.faults.long import Plan
     from infra.faults.long import Progress as Doing
 
     if listed:
-        for fault in (*SHARED, *OWN):
-            click.echo(fault.name)
+        for name in (each.name for faults in (SHARED, OWN, NETWORKS) for each in faults):
+            click.echo(name)
         return 0
     seed = secrets.randbelow(1 << 16) if seed is None else seed
     minutes = minutes or (LONG_MINUTES if is_long else SHORT_MINUTES)
@@ -88,7 +88,7 @@ def faults(
         folder.mkdir(parents=True, exist_ok=True)
         wanted = LONG_RECORDS if records is None and is_long else records or 0
         plan = Plan(minutes=minutes, records=wanted, seed=seed, rate=rate, only=only, skip=skip, folder=folder.absolute())
-        if not (plan.wanted(SHARED) or plan.wanted(OWN)):
+        if not any([bool(plan.wanted(SHARED)), bool(plan.wanted(OWN)), bool(plan.wanted(NETWORKS))]):
             raise CommandFailed(f"no fault is named {' or '.join(map(repr, only))}: `headwater bench faults --list` names them")
         err.print(f"seed {seed}, {minutes:g} minutes, files in {folder}")
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from infra.cli.run import ROLES, role_process
-from infra.demo.scrape import scrape
+from infra.demo.scrape import Scrape, scrape
 from infra.faults.clocks import clock_environment
 from infra.faults.judge import Judge, Oracle, Settled
 from infra.faults.manifest import Writing
@@ -71,6 +71,8 @@ class Fleet:
         engine: dict[str, Any] | None = None,
         leaf_properties: dict[str, str] | None = None,
         region_properties: dict[str, str] | None = None,
+        leaf_folder: Path | None = None,
+        leaf_disk: dict[str, str] | None = None,
         region_folder: Path | None = None,
     ) -> None:
         self.folder, self.workload, self.fps = folder, workload, fps
@@ -91,7 +93,7 @@ class Fleet:
         self.leaf_broker = Broker(
             BrokerSettings(
                 name="leaf",
-                folder=folder / "kafka-leaf",
+                folder=leaf_folder or folder / "kafka-leaf",
                 port=port(),
                 controller_port=port(),
                 properties={**fast, **(leaf_properties or {})},
@@ -118,11 +120,13 @@ class Fleet:
             "ingress": ingress,
             "policy": policy,
             "engine": engine,
+            "disk": leaf_disk and {"path": str(self.leaf_broker.settings.folder), **leaf_disk},
         }
         self.leaf_file, leaf_ports = leaf_site(folder, workload, **self._leaf)
         self.region_file, region_ports = region_site(folder, workload, sites=[LEAF], kafka=region)
         self.leaf_servers, self.region_servers = leaf, region
         self.services: dict[str, Service] = {}
+        self._ports: dict[str, int] = {}
         self._add("leaf broker", self.leaf_broker, lambda: True)
         self._add("region broker", self.region_broker, lambda: True)
         for role in ROLES["region"]:
@@ -191,6 +195,10 @@ class Fleet:
 
     def __getitem__(self, name: str) -> Service:
         return self.services[name]
+
+    def metrics(self, name: str) -> Scrape | None:
+        """What a process says of itself; None while it does not answer."""
+        return scrape(self._ports[name])
 
     def set_rate(self, fps: float) -> None:
         """Give the sources another rate; their producer is restarted for it, in order."""
@@ -290,9 +298,10 @@ class Fleet:
         name = name or (role if role == "link" else f"{tier} {role}")
         child = role_process(str(file), tier, role, log_path=self.logs / f"{name.replace(' ', '-')}.log")
         child.env = {**os.environ, **environment}
+        self._ports[name] = port
 
         def ready() -> bool:
-            found = scrape(port)
+            found = self.metrics(name)
             return found is not None and bool(found.total("headwater_ready"))
 
         self._add(name, child, ready)

@@ -9,14 +9,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import psutil
 
-from infra.faults.catalogue import OWN, REAL, SHARED, rounds
-from infra.faults.disk import DISK, small_disk
+from infra.faults.catalogue import NETWORKS, OWN, REAL, SHARED, rounds
+from infra.faults.disk import DISK, LOW, LOW_DISK, small_disk
 from infra.faults.fleet import Fleet, FleetFailed
+from infra.faults.network.scenarios import Outcome, Scenario
 from infra.faults.records import HANGING_LIMIT, POISON
 from infra.faults.rounds import Fault, Row, play
 from infra.faults.sites import Workload, spots_workload, street_workload
@@ -30,7 +31,16 @@ PATIENCE = 3.0  # times the minutes: longer than that nothing is waited for
 EASY_S, HARD_S = 4.0, 15.0  # a round that settles so soon leaves room for more records; one that takes so long for fewer
 LEAST_RATE = 20.0
 
+NETWORK_MINUTES = 3.0  # of each bad wire, and no more than a twentieth of the whole
 Say = Callable[["Progress"], None]
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Named = TypeVar("_Named", bound=_HasName)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +56,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     skip: tuple[str, ...] = ()
     folder: Path
 
-    def wanted(self, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
-        def named(fault: Fault, names: tuple[str, ...]) -> bool:
+    def wanted(self, faults: tuple[_Named, ...]) -> tuple[_Named, ...]:
+        def named(fault: _Named, names: tuple[str, ...]) -> bool:
             return any(name.lower() in fault.name.lower() for name in names)
 
         return tuple(fault for fault in faults if (not self.only or named(fault, self.only)) and not named(fault, self.skip))
@@ -102,6 +112,8 @@ def run_long(plan: Plan, progress: Progress, say: Say) -> None:
     for fault in plan.wanted(OWN):
         for fleet, what in _own(plan, spots, fault):
             _round(plan, fleet, what, chance, progress, say)
+    for scenario in plan.wanted(NETWORKS):
+        _wire(plan, scenario, progress, say)
     if (real := plan.wanted(REAL)) and (left := end - time.monotonic()) > 0:
         street = street_workload(plan.folder / "workload")
         _phase(plan, street, real, time.monotonic() + SHARE_OF_REAL * left, chance, progress, say, REAL_SOURCES, REAL_FPS)
@@ -111,6 +123,44 @@ def run_long(plan: Plan, progress: Progress, say: Say) -> None:
                 return
             until = max(end, time.monotonic() + 120)
             _phase(plan, spots, shared, until, chance, progress, say, plan.sources, plan.rate / plan.sources)
+
+
+def _wire(plan: Plan, scenario: Scenario, progress: Progress, say: Say) -> None:
+    """A run over a bad wire between two network namespaces."""
+    progress.doing = scenario.name
+    say(progress)
+    folder = plan.folder / f"network-{int(time.monotonic())}"
+    try:
+        row = _row(scenario.name, scenario.play(folder, min(NETWORK_MINUTES, plan.minutes / 20)))
+    except Exception as error:  # noqa: BLE001 - as in `_round`
+        row = Row(fault=scenario.name, failures=(f"{type(error).__name__}: {error}",))
+    finally:
+        for data in folder.glob("kafka-*"):
+            shutil.rmtree(data, ignore_errors=True)
+    progress.take(row)
+    say(progress)
+
+
+def _row(name: str, outcome: Outcome) -> Row:
+    seen, wire = outcome.seen, outcome.wire
+    failures = []
+    if seen.missing:
+        failures.append(f"{seen.missing} records are not at the region, and nothing explains them")
+    if seen.unaccounted:
+        failures.append(f"unaccounted: {', '.join(seen.unaccounted[:5])}")
+    if seen.repeated_results:
+        failures.append(f"{seen.repeated_results} repeated results")
+    downs = f"; the interface was down {outcome.times_down} times" if outcome.times_down else ""
+    return Row(
+        fault=name,
+        records=seen.produced,
+        unaccounted=len(seen.unaccounted),
+        repeated_verdicts=sum(each.repeated for each in seen.carried.values()),
+        repeated_results=seen.repeated_results,
+        longest_pause_s=seen.leaf_pause_s,
+        evidence=(f"{outcome.fault}: of the leaf's packets {wire.up.lost:,} were lost and {wire.up.cut:,} cut off{downs}",),
+        failures=tuple(failures),
+    )
 
 
 def _phase(
@@ -175,6 +225,8 @@ def _own(plan: Plan, spots: Workload, fault: Fault) -> Iterator[tuple[Fleet, Fau
             how: dict[str, Any] = {"leaf_clock_s": wrong_s}
             if fault is DISK:
                 how["region_folder"] = stack.enter_context(small_disk(folder / "disk")) / "kafka-region"
+            if fault is LOW_DISK:
+                how |= {"leaf_folder": stack.enter_context(small_disk(folder / "disk")) / "kafka-leaf", "leaf_disk": LOW}
             if fault in POISON:
                 how["engine"] = HANGING_LIMIT
             stack.callback(shutil.rmtree, folder, ignore_errors=True)

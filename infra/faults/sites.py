@@ -67,6 +67,7 @@ def leaf_site(
     ingress: dict[str, Any] | None = None,
     policy: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
+    disk: dict[str, Any] | None = None,
 ) -> tuple[Path, dict[str, int]]:
     """Write the leaf's file; returns it and the port of each role's metrics. Nothing is stale: what waited through a fault is answered."""
     ports = _ports("agent", "resolver", "link", "producer")
@@ -89,6 +90,7 @@ def leaf_site(
             **(policy or {}),
         },
         "link": {"region": {"bootstrap_servers": region}, "region_name": REGION},
+        "disk": disk or {},
         "topics": {"partitions": PARTITIONS, **(topics or _BOUNDS)},
         "metrics": {"ports": ports},
     }

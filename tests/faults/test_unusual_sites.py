@@ -1,5 +1,5 @@
 """Sites that are unusual from the start: a leaf whose clock (broker, processes, cameras) is two hours off, either way. One also has
-a region on a small disk, which is filled; the other meets records that kill or hang who looks at them.
+a region on a small disk, which is filled; the other is on a small disk itself, and meets records that kill or hang who looks at them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.faults.disk import DISK, small_disk
+from infra.faults.disk import DISK, LOW, LOW_DISK, small_disk
 from infra.faults.fleet import Fleet
 from infra.faults.records import HANGING_LIMIT, POISON
 from infra.faults.rounds import Fault, Row, play
@@ -42,7 +42,20 @@ def ahead(tmp_path_factory: pytest.TempPathFactory, workload: Workload, compiler
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory, workload: Workload, compiler: None) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("behind")
-    with Fleet(folder, workload, sources=2, fps=8.0, ingress=INGRESS, leaf_clock_s=-WRONG_S, engine=HANGING_LIMIT) as fleet:
+    with (
+        small_disk(folder / "disk") as disk,
+        Fleet(
+            folder / "sites",
+            workload,
+            sources=2,
+            fps=8.0,
+            ingress=INGRESS,
+            leaf_clock_s=-WRONG_S,
+            leaf_folder=disk / "kafka-leaf",
+            leaf_disk=LOW,
+            engine=HANGING_LIMIT,
+        ) as fleet,
+    ):
         yield fleet
 
 
@@ -56,6 +69,10 @@ def test_the_disk_of_the_regions_broker_is_full(ahead: Fleet, seed: int, held: C
 
 def test_a_clock_that_is_behind(behind: Fleet, seed: int, held: Callable[[Row, int], None]) -> None:
     held(play(behind, CLOCK, seed, length_s=6.0), seed)
+
+
+def test_the_disk_of_the_leafs_broker_is_low(behind: Fleet, seed: int, held: Callable[[Row, int], None]) -> None:
+    held(play(behind, LOW_DISK, seed, length_s=3.0), seed)
 
 
 @pytest.mark.parametrize("fault", POISON, ids=[fault.name for fault in POISON])

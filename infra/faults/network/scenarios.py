@@ -12,6 +12,7 @@ from infra.faults.network.sites import Seen, TwoSites
 from infra.faults.network.wire import Counters, Wire
 
 Say = Callable[[str], None]
+THIN, FLAPPING = "network: delay, loss, thin", "network: interface down and up"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +29,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     def good(self) -> bool:
         """Nothing is missing, nothing is believed twice."""
         return not self.seen.unaccounted and not self.seen.missing and not self.seen.repeated_results
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """A run by name; `play` takes a folder and the minutes that the cameras run."""
+
+    name: str
+    play: Callable[[Path, float], Outcome]
 
 
 def thin_link(
@@ -92,3 +100,9 @@ def _end(fault: str, sites: TwoSites, wire: Wire, started: float, settle_s: floa
     seconds = time.monotonic() - started
     say("the cameras have stopped: waiting for what is still on its way")
     return Outcome(fault=fault, seconds=seconds, seen=sites.settle(settle_s, say), wire=wire.counters(), times_down=times_down)
+
+
+SCENARIOS = (
+    Scenario(THIN, lambda folder, minutes: thin_link(folder, minutes=minutes)),
+    Scenario(FLAPPING, lambda folder, minutes: flapping_link(folder, minutes=minutes)),
+)
