@@ -7,10 +7,11 @@ It follows steps 1, 4 (commits) and 8 of the delivery protocol (`streams/deliver
 2. A partition without a commit starts at its beginning, explicitly. A commit below the low watermark is a loss: it is reported, then the
    source goes on at the low watermark. The same holds where retention overtakes the source while it runs.
 3. Offsets count only when a batch is done; only a contiguous prefix of done batches is committed, once a second.
-4. Revoked partitions drain, commit synchronously inside the callback, and are forgotten.
+4. Revoked partitions drain, commit synchronously inside the callback, and are forgotten. Lost ones cannot; if they come back, what was in
+   work of them is finished first, so that whoever is restored from what was written finds all of it.
 
 A commit carries the leader epoch of the last record that it counts, so that a log which a power cut made shorter and which was written on
-since is told from the one that was read (`streams/starts.py`). `streams/handover.py` keeps the batches in work.
+since is told from the one that was read, and the topic's uuid (`streams/starts.py`). `streams/handover.py` keeps the batches in work.
 
 Neither a synchronous commit nor leaving the group ends while the broker is silent (measured: minutes, whatever the timeouts say), so a
 stop waits for the consumer's thread `STOP_S` and a little more, and then goes on without it.
@@ -250,10 +251,16 @@ class BatchSource(Service):
     def _finished(self, places: Iterable[Place] | None = None) -> list[TopicPartition]:
         """What is finished and not committed yet."""
         return [
-            TopicPartition(*place, mark.offset) if mark.epoch is None else TopicPartition(*place, mark.offset, leader_epoch=mark.epoch)
+            self._commit_of(place, mark)
             for place, mark in self._handed.reached(places).items()
             if self._committed.get(place) != mark.offset
         ]
+
+    def _commit_of(self, place: Place, mark: Mark) -> TopicPartition:
+        uuid = self._starts.uuid(place[0])
+        if mark.epoch is None:
+            return TopicPartition(*place, mark.offset, uuid)
+        return TopicPartition(*place, mark.offset, uuid, leader_epoch=mark.epoch)
 
     def _commit_soon(self, consumer: Consumer) -> None:
         now = time.monotonic()
@@ -280,8 +287,11 @@ class BatchSource(Service):
 
     def _drain(self, places: Iterable[Place]) -> bool:
         """Wait until what was handed over is finished; not for what has failed, and not long once the source is stopped."""
+        return self._handed.drain(places, self._left_s())
+
+    def _left_s(self) -> Callable[[], float]:
         until = time.monotonic() + self.drain_s
-        return self._handed.drain(places, lambda: min(until, self._halted_at + STOP_S) - time.monotonic())
+        return lambda: min(until, self._halted_at + STOP_S) - time.monotonic()
 
     # ---- rebalances, called within poll() and close()
 
@@ -290,6 +300,8 @@ class BatchSource(Service):
             place = (partition.topic, partition.partition)
             self._epoch[place] = self._epoch.get(place, 0) + 1
         places = [(p.topic, p.partition) for p in partitions]
+        if not self._handed.settled(places, self._left_s()):
+            log.warning("work of the last time is not finished; some of it may be done twice", extra={"group": self.group})
         starts = self._starts.of(consumer, partitions)
         if self.on_assigned is not None:
             self.on_assigned(places)

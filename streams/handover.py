@@ -137,6 +137,20 @@ class Handover:
                 self._changed.wait(wait_s)
         return True
 
+    def settled(self, places: Iterable[Place], left_s: Callable[[], float]) -> bool:
+        """Wait until nothing is in work of some partitions, nor of their time before they moved away; as long as `left_s` says."""
+        wanted = set(places)
+
+        def idle() -> bool:
+            return not any(batch.place in wanted and batch.taken and not batch.failed for batch in self._open)
+
+        with self._changed:
+            while not idle():
+                if (wait_s := left_s()) <= 0:
+                    return False
+                self._changed.wait(wait_s)
+        return True
+
     def forget(self, places: Iterable[Place]) -> None:
         """Partitions moved away: what is in work of them still counts for the bound, and for nothing else."""
         with self._changed:

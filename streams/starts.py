@@ -1,5 +1,6 @@
 """Where a source starts in a partition: explicitly, at the commit or at the beginning. What retention took in between is told, and a log
 that was cut behind the commit (a power cut takes what was not written to the disk), and perhaps written on since, is read from the cut.
+A commit names the topic that it is about by its uuid: one that was made anew under the same name is read from its beginning.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
-from streams.clients import Clients
+from streams.clients import BrokerUnavailable, Clients
 from streams.topology import Topic
 from streams.truncation import go_on
 
@@ -85,6 +86,11 @@ class Starts:
         self, topics: Mapping[str, Topic], on_lost: Callable[[Lost], None] | None, halt: threading.Event, clients: Clients
     ) -> None:
         self._topics, self._on_lost, self._halt, self._clients = topics, on_lost, halt, clients
+        self._uuids: dict[str, str] = {}
+
+    def uuid(self, topic: str) -> str:
+        """The topic's uuid when its partitions were assigned: the metadata of commits."""
+        return self._uuids.get(topic, "")
 
     def of(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[Place, Mark]:
         """Explicit starts: the commit, or the beginning; what retention took in between is reported."""
@@ -95,12 +101,24 @@ class Starts:
                 raise KafkaException(error)
             return found
 
+        described = self._patiently(partial(self._clients.cluster, sorted({each.topic for each in partitions})))
+        self._uuids |= {name: uuid for name, (uuid, _) in described.topics.items()}
         marks = {
-            cast(Place, (found.topic, found.partition)): Mark(found.offset, found.leader_epoch) if found.offset >= 0 else None
+            cast(Place, (found.topic, found.partition)): Mark(found.offset, found.leader_epoch) if self._holds(found) else None
             for found in self._patiently(committed)
         }
         latest = latest_epochs(self._clients, [place for place, mark in marks.items() if mark is not None and mark.epoch is not None])
         return {place: self.within(consumer, place, mark, latest.get(place)) for place, mark in marks.items()}
+
+    def _holds(self, found: TopicPartition) -> bool:
+        """Whether a commit is about the log that is there now. One without a uuid was set by somebody else, on purpose."""
+        if found.offset < 0 or not found.metadata or found.metadata == self.uuid(found.topic):
+            return found.offset >= 0
+        log.error(
+            "the topic was made anew since the last commit: it is read from its beginning",
+            extra={"topic": found.topic, "partition": found.partition, "commit": found.offset},
+        )
+        return False
 
     def within(self, consumer: Consumer, place: Place, mark: Mark | None, latest: int | None = None) -> Mark:
         """A place that can be read: the one given, or where the log begins, or was cut; reports what lies between. None: no commit.
@@ -158,8 +176,8 @@ class Starts:
         for attempt in range(attempts):
             try:
                 return call()
-            except KafkaException as error:
-                passing = error.args[0].retriable() or error.args[0].code() in PASSING
+            except (KafkaException, BrokerUnavailable) as error:
+                passing = isinstance(error, BrokerUnavailable) or error.args[0].retriable() or error.args[0].code() in PASSING
                 if attempt == attempts - 1 or not passing or self._halt.wait(0.2 * 2**attempt):
                     raise
         raise AssertionError("unreachable")

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,6 +25,7 @@ from infra.kafka.settings import BrokerSettings
 from schemas.config import Kafka
 from streams import batches
 from streams.batches import Batch, BatchSource, Lost, SourceFailed
+from streams.handover import Handover
 from streams.message import UNREADABLE
 from streams.topology import Topic
 
@@ -298,6 +300,42 @@ def test_after_a_power_cut_what_was_written_since_is_read(make_rig: Callable[[Ka
         assert seen == [(cut + written, b"last")]
     finally:
         broker.stop()
+
+
+@pytest.mark.parametrize("written", [5, 40])  # fewer records than the commit says, and more
+def test_a_topic_that_was_made_anew_is_read_from_its_beginning(rig: Any, written: int) -> None:
+    """A commit that is sent after the topic was replaced is about the old one: by its offset and epoch alone nothing would tell."""
+    topic, group = rig.topic("in"), f"{rig.prefix}group"
+    rig.put(topic, [b"old %d" % number for number in range(20)])
+    old, new = Hands(), Hands()
+    with rig.Host(source(rig, topic, old.feed, commit_interval_s=LIMIT_S)):
+        for batch in old.wait(2):
+            batch.done()
+        rig.delete(topic)
+        rig.make(topic)
+        rig.put(topic, [b"new %d" % number for number in range(written)])
+    assert rig.committed(group, topic) == {0: 20}
+    with rig.Host(source(rig, topic, new.feed, max_records=written)):
+        (batch,) = new.wait(1)
+    assert [record.value() for record in batch.records] == [b"new %d" % number for number in range(written)]
+
+
+def test_work_of_partitions_that_were_lost_is_waited_for(declared: Callable[..., Topic]) -> None:
+    """What is restored from what was written must find what is still being written."""
+    topic, handed = declared("in", 2), Handover(4, threading.Event())
+    record: Any = SimpleNamespace(offset=lambda: 7, leader_epoch=lambda: 0)
+    taken, untaken, other = handed.batches([(topic, 0, [record]), (topic, 0, [record]), (topic, 1, [record])])
+    taken.take()
+    other.take()
+    handed.forget([taken.place, other.place])
+    assert not handed.settled([taken.place], lambda: 0.0)
+    waiting = threading.Thread(target=lambda: handed.settled([taken.place], lambda: LIMIT_S))
+    waiting.start()
+    taken.done()
+    waiting.join(LIMIT_S)
+    assert not waiting.is_alive()
+    assert handed.settled([untaken.place], lambda: 0.0)  # nobody will take it any more
+    assert not handed.settled([other.place], lambda: 0.0)
 
 
 # ---- room
