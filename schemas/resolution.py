@@ -1,7 +1,10 @@
 """The join: how verdicts on one record become one result. Verdicts form a semilattice (commutative, associative, idempotent), so that
 duplicates, delays and disorder change nothing. Pure: everything that decides travels in the verdict.
 
-Order of preference: not failed; rank; status (final, provisional, unanswered); model generation; confidence; digest of the content.
+Order of preference: not failed; rank; status (final, provisional, unanswered); model generation; confidence; digest of the content. The
+note is no part of it: it says how things stood (the region was away), and a frame that is looked at again, in other circumstances, has the
+same answer. Of two verdicts that differ in nothing else the first holds.
+
 What becomes of alerts, which follow the result of their own frame, is in `schemas/alerts.py`.
 """
 
@@ -20,7 +23,7 @@ _COMMON = Answer.__struct_fields__
 
 def order_of(verdict: Verdict) -> str:
     """A verdict's place in the order of preference, as text that compares the same way."""
-    digest = hashlib.sha256(verdict.to_bytes()).hexdigest()[:32]
+    digest = hashlib.sha256(msgspec.structs.replace(verdict, note=None).to_bytes()).hexdigest()[:32]
     return (
         f"{int(verdict.status is not Status.FAILED)}.{verdict.rank:02d}.{_STATUS_HEIGHT[verdict.status]}"
         f".{verdict.generation:010d}.{round(verdict.confidence * 10_000):05d}.{digest}"
