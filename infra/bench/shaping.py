@@ -8,7 +8,7 @@ import socket
 
 import msgspec
 
-from infra.demo.proxy import Proxy
+from infra.proxy import Proxy, Way
 
 _PACKETS = 4096  # bytes that one connection sends before another has its turn
 _FREE = 64 << 10
@@ -42,7 +42,7 @@ class TokenBucket(msgspec.Struct):
 
 
 class ThinProxy(Proxy):
-    """The demo's proxy with a limit of bytes a second in each direction.
+    """A proxy with a limit of bytes a second in each direction and a short queue before it.
 
     What waits in front of the limit is bounded to about 128 KB a connection, as a router's queue is. It works on TCP: after a cut,
     connections go on at once, where a real link's would first wait for a retransmission.
@@ -50,7 +50,7 @@ class ThinProxy(Proxy):
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__(host=host, port=port)
-        self._buckets: dict[bool, TokenBucket] = {}
+        self._buckets: dict[Way, TokenBucket] = {}
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)  # what it accepts inherits both
         with contextlib.suppress(OSError):  # not every system lets a listener set it
             self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
@@ -60,22 +60,19 @@ class ThinProxy(Proxy):
 
         def change() -> None:
             burst = max(_PACKETS, (bytes_per_s or 0) * 0.02)
-            self._buckets = {up: TokenBucket(bytes_per_s, burst) for up in (True, False)} if bytes_per_s else {}
+            self._buckets = {way: TokenBucket(bytes_per_s, burst) for way in self.ways.values()} if bytes_per_s else {}
 
-        self._loop.call_soon_threadsafe(change)
+        self._do(change)
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ConnectionError):
             while chunk := await reader.read(_PACKETS if self._buckets else _FREE):
-                await self._open.wait()
-                bucket = self._buckets.get(up)
+                await way.open.wait()
+                bucket = self._buckets.get(way)
                 if bucket is not None and (wait_s := bucket.take(len(chunk), loop.time())) > 0:
                     await asyncio.sleep(wait_s)
-                    await self._open.wait()
+                    await way.open.wait()
                 writer.write(chunk)
                 await writer.drain()
-                if up:
-                    self.sent += len(chunk)
-                else:
-                    self.received += len(chunk)
+                way.passed += len(chunk)

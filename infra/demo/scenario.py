@@ -20,12 +20,12 @@ from infra.cli.run import role_process
 from infra.demo.figures import Tally
 from infra.demo.machine import FPS, QUALITY, Measured
 from infra.demo.observer import Line
-from infra.demo.proxy import Proxy
 from infra.demo.scrape import Scrape, scrape
 from infra.demo.sites import leaf_site, region_site
 from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings, Wan
 from infra.processes import Child, Group
+from infra.proxy import Proxy
 from schemas.config import SiteConfig, parse
 from schemas.errors import Fault
 from streams.account import Account

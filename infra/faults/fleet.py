@@ -19,7 +19,6 @@ from infra.demo.scrape import Scrape, scrape
 from infra.faults.clocks import clock_environment
 from infra.faults.judge import Judge, Oracle, Settled
 from infra.faults.manifest import Writing
-from infra.faults.proxy import Proxy
 from infra.faults.raw import Admin, Writer, frame_headers, murmur2
 from infra.faults.service import Death, Keeper, Service
 from infra.faults.sites import LEAF, PARTITIONS, REGION, Workload, detector_of, leaf_site, read_site, region_site
@@ -27,6 +26,7 @@ from infra.kafka.broker import Broker
 from infra.kafka.ports import free_port
 from infra.kafka.settings import BrokerSettings, Wan
 from infra.processes import Child
+from infra.proxy import Proxy
 from schemas.errors import Fault
 from streams.clients import Clients
 from streams.cluster import create_topics

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 
 from infra.faults.fleet import Fleet
-from infra.faults.proxy import Direction
 from infra.faults.rounds import Act, Fault, Setting
 from infra.faults.service import FaultDidNotHappen
+from infra.proxy import Direction
 
 
 def _still(fleet: Fleet, seconds: float) -> int:

@@ -1,10 +1,7 @@
-"""Parts of the demo that judge or measure: the proxy, the quantiles, what the region changed, and when a run has failed."""
+"""Parts of the demo that judge or measure: the quantiles, what the region changed, and when a run has failed."""
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,61 +10,11 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from infra.demo.figures import Percentiles, Tally
 from infra.demo.machine import Measured
 from infra.demo.observer import SeenAlert, SeenAnswer, SeenVerdict, difference
-from infra.demo.proxy import Proxy
 from infra.demo.report import report
 from infra.demo.scenario import Demo, Plan
 from infra.demo.scrape import Scrape, scrape
 from schemas.detections import Detection, Detections
 from streams.account import Account, Line
-
-
-@pytest.fixture
-def echo() -> Iterator[tuple[str, int]]:
-    """A server that sends back what it gets."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-    def answer(connection: socket.socket) -> None:
-        with connection:
-            while data := connection.recv(4096):
-                connection.sendall(data)
-
-    threading.Thread(target=serve, daemon=True).start()
-    yield listener.getsockname()[:2]
-    listener.close()
-
-
-def test_a_cut_is_a_black_hole_and_nothing_is_lost_by_it(echo: tuple[str, int], eventually: Callable[..., None]) -> None:
-    proxy = Proxy().start(echo)
-    try:
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as lived:
-            lived.sendall(b"before")
-            assert lived.recv(64) == b"before"
-            proxy.cut()
-            eventually(lambda: proxy.cut_now)
-            lived.sendall(b"during")  # taken, as a network stack takes it
-            lived.settimeout(0.3)
-            with pytest.raises(TimeoutError):
-                lived.recv(64)
-            with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as late:  # neither refused nor answered
-                late.sendall(b"late")
-                late.settimeout(0.3)
-                with pytest.raises(TimeoutError):
-                    late.recv(64)
-                proxy.restore()
-                lived.settimeout(5)
-                late.settimeout(5)
-                assert (lived.recv(64), late.recv(64)) == (b"during", b"late")
-        eventually(lambda: (proxy.sent, proxy.received) == (16, 16))
-    finally:
-        proxy.stop()
 
 
 def test_quantiles_are_read_from_a_real_metrics_page() -> None:

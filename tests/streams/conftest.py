@@ -21,9 +21,9 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from infra.demo.proxy import Proxy
 from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings, Wan
+from infra.proxy import Proxy
 from schemas.config import Kafka, SiteConfig, Topics
 from schemas.config import Link as LinkConfig
 from schemas.messages import Tier

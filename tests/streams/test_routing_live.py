@@ -29,10 +29,10 @@ from confluent_kafka.admin import (
 )
 from prometheus_client import CollectorRegistry, generate_latest
 
-from infra.demo.proxy import Proxy
 from infra.kafka.broker import Broker
 from infra.kafka.ports import free_port
 from infra.kafka.settings import BrokerSettings, Wan
+from infra.proxy import Proxy, Way
 from schemas.config import Kafka, SiteConfig, Topics
 from schemas.frames import Frame
 from schemas.routing import Routing
@@ -90,7 +90,8 @@ class SlowProxy(Proxy):
             request = request[:at] + bytes([request[at] ^ 1]) + request[at + 1 :]
         return size + request
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
+        up = way is self.ways["up"]
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1000)
 
         async def take() -> None:
@@ -105,7 +106,7 @@ class SlowProxy(Proxy):
                 if not chunk:
                     return
                 await asyncio.sleep(max(0.0, due_s - self._loop.time()))
-                await self._open.wait()
+                await way.open.wait()
                 while up and self.mtu is not None and len(chunk) > self.mtu:  # noqa: ASYNC110 - it is set from another thread
                     await asyncio.sleep(0.01)
                 writer.write(chunk)

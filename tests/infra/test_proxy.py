@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from infra.faults.proxy import Proxy
+from infra.proxy import Proxy
 
 
 @pytest.fixture
@@ -73,9 +73,12 @@ def test_a_cut_holds_everything_and_a_restored_way_goes_on(proxy: Proxy, eventua
         one.sendall(b"b")
         assert silent(one)
         assert proxy.held == 1
-        proxy.restore()
-        assert one.recv(10) == b"b"
-        eventually(lambda: (proxy.sent, proxy.received) == (2, 2))
+        with dial(proxy) as late:  # neither refused nor answered
+            late.sendall(b"c")
+            assert silent(late)
+            proxy.restore()
+            assert (one.recv(10), late.recv(10)) == (b"b", b"c")
+        eventually(lambda: (proxy.sent, proxy.received) == (3, 3))
 
 
 @pytest.mark.parametrize(("direction", "sent", "received"), [("up", 0, 0), ("down", 1, 0)])

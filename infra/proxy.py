@@ -1,5 +1,6 @@
 """A TCP proxy between a leaf and its region that does what thin networks do: black-hole everything or one direction, refuse, reset,
-delay, limit the rate, and stall as a lost packet does. It counts what passed and what it held, so that a fault can be shown.
+delay, limit the rate, and stall as a lost packet does. It counts what passed and what it held, so that a fault can be shown, and so that
+what was saved on the wire is measured on the wire.
 
 During a cut nothing is forwarded, nothing is closed and nothing is refused, as when a radio link goes away.
 """
