@@ -20,7 +20,8 @@ from infra.cli.common import CommandFailed, config_option, err, json_option, loa
 
 if TYPE_CHECKING:
     from streams.clients import Clients
-    from streams.dead_letters import Letter, Settled, Wanted
+    from streams.dead_letters import Letter, Wanted
+    from streams.settling import Settled
     from streams.topology import Topic, Topology
 
 RATE_PER_S = 50.0
@@ -90,36 +91,38 @@ def list_letters(config_path: str, each: bool, as_json: bool, **filters: Any) ->
       headwater dlq list --topic frames --since 1h --each
       headwater dlq list --error Crashed --json | jq '.[].count'
     """
+    from infra.cli.dlq_lines import nothing, plain, print_each
+    from infra.cli.lines import clean, clock
     from streams.dead_letters import grouped, letters
 
     place = _Place(config_path, filters)
     with explained(), _reading(place) as seen:
         found = letters(place.clients, place.topology, place.wanted, seen=seen)
         if each:
-            rows = [_plain(letter) for letter in found]
+            rows = [plain(letter) for letter in found]
         else:
             groups = grouped(found)
     if each:
         if as_json:
             print_json(rows)
         else:
-            _print_each(rows, place)
+            print_each(rows, settled_too=place.wanted.settled)
         return 0
     if as_json:
         print_json([msgspec.to_builtins(group) for group in groups])
         return 0
     if not groups:
-        _nothing(place)
+        nothing(settled_too=place.wanted.settled)
         return 0
     for group in groups:
         line = Text(f"{group.count:>7}  ", no_wrap=True, overflow="ignore")
-        line.append(f"{_clean(group.topic)}  ", style="bold")
-        line.append(_clean(group.error.rpartition(".")[2]), style="red").append(f" {group.digest[:8]}", style="dim")
-        line.append(f"  {_clock(group.first)} to {_clock(group.last)}, {counted(group.sources, 'source')}")
+        line.append(f"{clean(group.topic)}  ", style="bold")
+        line.append(clean(group.error.rpartition(".")[2]), style="red").append(f" {group.digest[:8]}", style="dim")
+        line.append(f"  {clock(group.first)} to {clock(group.last)}, {counted(group.sources, 'source')}")
         if group.replays:
             line.append(f"  replayed {counted(group.replays, 'time')} before", style="yellow")
         out.print(line)
-        out.print(Text(f"         {_clean(group.message)}", style="dim"))
+        out.print(Text(f"         {clean(group.message)}", style="dim"))
     total = counted(sum(group.count for group in groups), "letter")
     told = f"{total} of {counted(len(groups), 'kind')}; `headwater dlq list --each` lists them one by one"
     err.print(Text(told, style="dim"))
@@ -143,6 +146,8 @@ def show(letter: str, config_path: str, region: bool, path: str | None, as_json:
       headwater dlq show frames.dlq@0:12
       headwater dlq show cam-1/0198c1f2-7a3e/1042 --save frame.jpg
     """
+    from infra.cli.dlq_lines import headers_of, plain, told
+
     place = _Place(config_path, {"region": region, "settled": True})
     with explained():
         found = _find(place, letter)
@@ -154,9 +159,9 @@ def show(letter: str, config_path: str, region: bool, path: str | None, as_json:
         except OSError as error:
             raise CommandFailed(f"{path} cannot be written: {error.strerror or error}") from None
     if as_json:
-        print_json({**_plain(found), "stack": found.stack, "headers": _headers(found), "saved": path})
+        print_json({**plain(found), "stack": found.stack, "headers": headers_of(found), "saved": path})
         return 0
-    for line in _told(found):
+    for line in told(found):
         out.print(line)
     if path is not None:
         err.print(f"{len(found.stored.value or b'')} bytes written to {path}", markup=False)
@@ -185,7 +190,7 @@ def replay(config_path: str, rate: float, dry_run: bool, yes: bool, as_json: boo
       headwater dlq replay --digest 3f9a --rate 200 --yes
       headwater dlq replay --record cam-1/0198c1f2-7a3e/1042
     """
-    from streams import dead_letters
+    from streams import settling
 
     place = _Place(config_path, filters)
     found = _chosen(place)
@@ -196,7 +201,7 @@ def replay(config_path: str, rate: float, dry_run: bool, yes: bool, as_json: boo
     stop = threading.Event()
     with explained(), _bar("replaying", len(found)) as step:
         try:
-            settled = dead_letters.replay(
+            settled = settling.replay(
                 place.clients, place.topology, _again(place, found), by=_person(), rate_per_s=rate, done=lambda *_: step(), stop=stop
             )
         except KeyboardInterrupt:
@@ -224,7 +229,7 @@ def discard(config_path: str, note: str | None, dry_run: bool, yes: bool, as_jso
       headwater dlq discard --topic frames --error InvalidFrame --until 7d --dry-run
       headwater dlq discard --record cam-1/0198c1f2-7a3e/1042 --note "lens cap on" --yes
     """
-    from streams import dead_letters
+    from streams import settling
 
     place = _Place(config_path, filters)
     found = _chosen(place)
@@ -233,7 +238,7 @@ def discard(config_path: str, note: str | None, dry_run: bool, yes: bool, as_jso
     if not yes:
         _ask(found, f"give up {counted(len(found), 'record')}")
     with explained(), _bar("discarding", len(found)) as step:
-        settled = dead_letters.discard(place.clients, place.topology, found, by=_person(), note=note, done=lambda *_: step())
+        settled = settling.discard(place.clients, place.topology, found, by=_person(), note=note, done=lambda *_: step())
     return _done(settled, "discarded", as_json)
 
 
@@ -319,13 +324,15 @@ def _again(place: _Place, chosen: list[Letter]) -> Iterator[Letter]:
 
 
 def _report(place: _Place, found: list[Letter], what: str, as_json: bool) -> int:
-    rows = [{name: value for name, value in _plain(letter).items() if name != "size_bytes"} for letter in found]
+    from infra.cli.dlq_lines import nothing, plain, print_each
+
+    rows = [{name: value for name, value in plain(letter).items() if name != "size_bytes"} for letter in found]
     if as_json:
         print_json({"done": 0, "letters": rows})
     elif not found:
-        _nothing(place)
+        nothing(settled_too=place.wanted.settled)
     else:
-        _print_each(rows, place)
+        print_each(rows, settled_too=place.wanted.settled)
         err.print(f"{counted(len(found), 'record')} {what}")
     return 0
 
@@ -337,12 +344,14 @@ def _ask(found: list[Letter], what: str) -> None:
 
 
 def _done(settled: Settled, what: str, as_json: bool) -> int:
+    from infra.cli.lines import clean
+
     if as_json:
         print_json({"done": settled.done, "refused": dict(settled.refused)})
     else:
         err.print(f"{counted(settled.done, 'record')} {what}")
         for reason, count in settled.refused.items():
-            err.print(Text(f"{counted(count, 'record')} cannot be: {_clean(reason)}", style="yellow"))
+            err.print(Text(f"{counted(count, 'record')} cannot be: {clean(reason)}", style="yellow"))
     return 1 if settled.refused else 0
 
 
@@ -369,97 +378,3 @@ def _bar(what: str, total: int, *, transient: bool = False) -> Iterator[Callable
     with Progress(*columns, console=err, transient=transient, disable=not err.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
-
-
-# ---- how they look
-
-
-def _nothing(place: _Place) -> None:
-    hint = "" if place.wanted.settled else " (--all shows those that were replayed or discarded)"
-    err.print(f"no dead letters{hint}", markup=False)
-
-
-def _print_each(rows: list[dict[str, Any]], place: _Place) -> None:
-    if not rows:
-        _nothing(place)
-    for row in rows:
-        line = Text(no_wrap=True, overflow="ignore")
-        line.append(_clock(row["written_at"]), style="dim").append(f"  {row['letter']:<24}")
-        line.append(f"  {_clean(row['source']):<10}", style="bold")
-        line.append(f"  {_clean(row['error'].rpartition('.')[2])}", style="red").append(f" {row['digest'][:8]}", style="dim")
-        line.append(f"  {_clean(row['message'])}")
-        if row["replays"]:
-            line.append(f"  replayed {counted(row['replays'], 'time')}", style="yellow")
-        if row["settled"] is not None:
-            line.append(f"  {row['settled']['settlement']} by {_clean(row['settled']['by'])}", style="cyan")
-        out.print(line)
-
-
-def _plain(letter: Letter) -> dict[str, Any]:
-    return {
-        "letter": letter.place,
-        "written_at": letter.stored.appended_at,
-        "record": letter.record,
-        "source": letter.source,
-        "topic": letter.topic,
-        "partition": letter.partition,
-        "offset": letter.offset,
-        "appended_at": letter.appended_at,
-        "error": letter.error,
-        "message": letter.message,
-        "digest": letter.digest,
-        "agent": letter.agent,
-        "replays": letter.replays,
-        "size_bytes": None if letter.stored.value is None else len(letter.stored.value),
-        "settled": None if letter.settled is None else msgspec.to_builtins(letter.settled),
-    }
-
-
-def _headers(letter: Letter) -> list[list[str | None]]:
-    return [[name, None if value is None else value.decode(errors="backslashreplace")] for name, value in letter.stored.headers]
-
-
-def _told(letter: Letter) -> Iterator[Text]:
-    from infra.cli.lines import summary
-    from streams.burial import of_the_error
-    from streams.laws import size_text
-    from streams.views import decode
-
-    yield Text(letter.record or letter.place, style="bold").append(f"  {_clean(letter.error)}", style="red")
-    yield Text(f"  {_clean(letter.message)}")
-    yield Text(f"  letter {letter.place}, written {_clock(letter.stored.appended_at)} by {_clean(letter.agent)}", style="dim")
-    yield Text(
-        f"  record {_clean(letter.topic)}@{letter.partition}:{letter.offset} of {_clean(letter.source)}, taken {_clock(letter.appended_at)}"
-        + (f", replayed {counted(letter.replays, 'time')} before" if letter.replays else ""),
-        style="dim",
-    )
-    if (settled := letter.settled) is not None:
-        note = f": {_clean(settled.note)}" if settled.note else ""
-        yield Text(f"  {settled.settlement} by {_clean(settled.by)}{note}", style="cyan")
-    value = letter.stored.value
-    if value is None:
-        yield Text("  its bytes are not in the letter: they were too many for its topic", style="yellow")
-    else:
-        size = "" if value.startswith(b"\xff\xd8\xff") else f"{size_text(len(value))}: "  # a picture's summary says it
-        yield Text(f"  {size}").append_text(summary(decode(letter.stored)))
-        yield Text(f"  {value[:32].hex(' ')}{' ...' if len(value) > 32 else ''}", style="dim")
-    yield Text("headers", style="bold")
-    for name, shown in _headers(letter):
-        if not of_the_error(name or ""):
-            yield Text(f"  {_clean(name)}: ", style="dim").append(_clean("" if shown is None else shown))
-    if letter.stack:
-        yield Text(f"stack {letter.digest}", style="bold")
-        for line in letter.stack.splitlines():
-            yield Text(f"  {_clean(line)}", style="dim")
-
-
-def _clean(text: Any) -> str:
-    from infra.cli.lines import clean
-
-    return clean(text)
-
-
-def _clock(time: dt.datetime | None) -> str:
-    from infra.cli.lines import clock
-
-    return clock(time)

@@ -13,10 +13,11 @@ from schemas.config import Region, SiteConfig, Topics
 from schemas.envelope import Envelope, check_bounds
 from schemas.letters import Decision, Settlement
 from streams.burial import ERRORS, letter_headers
-from streams.dead_letters import Letter, NotReplayable, Wanted, grouped, letter_topics, read_letter, returned
+from streams.dead_letters import Letter, Wanted, grouped, letter_topics, read_letter
 from streams.message import Pairs
 from streams.partition import partition_of
 from streams.reader import Stored
+from streams.settling import NotReplayable, returned
 from streams.topology import Role, Topology
 
 NOON = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)

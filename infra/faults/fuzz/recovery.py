@@ -12,8 +12,9 @@ from schemas.identity import InvalidIdentity
 from schemas.replays import APPENDED, MAX_REPLAYS, ORIGIN, REPLAYS, read_replay
 from streams import journal
 from streams.burial import ERRORS
-from streams.dead_letters import NotReplayable, grouped, read_letter, returned
+from streams.dead_letters import grouped, read_letter
 from streams.reader import Stored
+from streams.settling import NotReplayable, returned
 from streams.topology import Topology
 
 _TOPOLOGY = Topology(SiteConfig(name="leaf-1", tier="leaf", link=Link(region_name="region-1")))
