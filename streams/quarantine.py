@@ -72,6 +72,7 @@ class Quarantine(Service):
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if process:
             faulthandler.enable(self._last_words, all_threads=True)
+            self._arm()  # before anything is in work: the thread may not come to it in time
             self._thread.start()
         super().__init__(**kwargs)
 
@@ -162,6 +163,10 @@ class Quarantine(Service):
 
     # ---- the watchmen
 
+    def _arm(self) -> None:
+        """Wind up faulthandler's timer."""
+        faulthandler.dump_traceback_later(self.work_limit_s * GRACE, exit=True, file=self._last_words)
+
     def _watch(self) -> None:
         tick = min(1.0, self.work_limit_s / 10)
         rearm_s, armed_at, last = self.work_limit_s * (GRACE - 1), float("-inf"), time.monotonic()
@@ -170,7 +175,7 @@ class Quarantine(Service):
             passed, last = min(now - last, 2 * tick), now  # a process that stood still (SIGSTOP, a machine put to sleep) has not worked
             if now - armed_at >= rearm_s:
                 armed_at = now
-                faulthandler.dump_traceback_later(self.work_limit_s * GRACE, exit=True, file=self._last_words)
+                self._arm()
             passes = list(self.journal.passes.values())
             if any(each.sending_since is not None and now - each.sending_since > tick / 2 for each in passes):
                 continue  # the broker is slow: what waits for these passes is not stuck

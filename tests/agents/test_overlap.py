@@ -315,13 +315,12 @@ def test_two_leaves_one_source_and_cameras_of_one_place_through_a_kill(tools: Mo
             and {each["record"]: each["state"] for each in alerts.values()}
             == {f"{source}/e/{n}": "confirmed" if at_s < 100 else "retracted" for source, n, at_s in frames}
             and sorted((i["place"], i["alerts"], i["state"]) for i in region.incidents()) == wanted
+            and {(w["source"], w["record"], w["site"]) for i in region.incidents() for w in json.loads(i["witnesses"])} == witnesses
         )
 
     wanted = [("cam-9", 1, "confirmed"), ("zone:gate", 1, "confirmed"), ("zone:gate", 2, "retracted"), ("zone:gate", 3, "confirmed")]
+    witnesses = {(source, f"{source}/e/{n}", "leaf-2" if source == "cam-1" else "leaf-1") for source, n, _ in frames}
     region.until(settled, "one result a record, one alert a frame, one incident an event")
-
-    witnesses = {(w["source"], w["record"], w["site"]) for i in region.incidents() for w in json.loads(i["witnesses"])}
-    assert witnesses == {(source, f"{source}/e/{n}", "leaf-2" if source == "cam-1" else "leaf-1") for source, n, _ in frames}
     both = next(i for i in region.incidents() if i["alerts"] == 3)
     assert json.loads(both["sources"]) == ["cam-1", "cam-2"]
 
