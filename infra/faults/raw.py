@@ -160,7 +160,10 @@ class Admin:
 
     def __init__(self, servers: str) -> None:
         self.servers = servers
-        self._admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+        self._admin = self._client()
+
+    def _client(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
 
     def cluster_id(self) -> str:
         return str(self._admin.describe_cluster(request_timeout=ASK_S).result(ASK_S).cluster_id)
@@ -214,25 +217,28 @@ class Admin:
         return self._patiently(lambda: self.uuid(topic))
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
-        """Ask again while the answer is an error: what was done a moment ago is still under way."""
-        end = time.monotonic() + ASK_S
+        """Ask again while the answer is an error: what was done a moment ago is still under way. A client that gets no answer at all is
+        replaced: one that had lived through the end of its broker was seen to wait in vain for the coordinator of a group."""
+        end = time.monotonic() + 3 * ASK_S
         while True:
             try:
                 return ask()
-            except KafkaException:
+            except (KafkaException, TimeoutError) as error:
                 if time.monotonic() > end:
                     raise
+                if isinstance(error, TimeoutError):
+                    self._admin = self._client()
                 time.sleep(0.1)
 
     def move_group(self, group: str, places: dict[Place, int]) -> None:
         """Set a group's offsets; it must have no members."""
         wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(*place, offset) for place, offset in places.items()])
-        self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_S)[group].result(ASK_S)
+        self._patiently(lambda: self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_S)[group].result(ASK_S))
 
     def committed(self, group: str, topic: str, partitions: int) -> list[int]:
         """A group's offsets; -1001 where it has none."""
         asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in range(partitions)])
-        found = self._admin.list_consumer_group_offsets([asked], request_timeout=ASK_S)[group].result(ASK_S)
+        found = self._patiently(lambda: self._admin.list_consumer_group_offsets([asked], request_timeout=ASK_S)[group].result(ASK_S))
         return [int(place.offset) for place in found.topic_partitions]
 
     def members(self, group: str) -> int:
