@@ -244,8 +244,8 @@ class Lane(threading.Thread):
     # ---- what is behind
 
     def _send_gap(self) -> None:
-        """Send a portion of a gap. Two partitions take turns: a client has one request of a partition on its way at a time, and meanwhile the
-        other's can be sent."""
+        """Send a portion of a gap. Two partitions take turns: a client has one request of a partition on its way at a time, and meanwhile
+        the other's can be sent."""
         self._begin_gaps()
         turns = [each for each in self._backfills if each.chunk is not None]
         for patience_s in (0.0, 0.2 / max(1, len(turns))):
