@@ -32,10 +32,16 @@ class Harness(NamedTuple):
 
     def run(self, data: bytes, *, limit_s: float = LIMIT_S) -> None:
         """Give it one input; raises `Broken`, or whatever the decoder raised against its law."""
+        took_s = self._took_s(data)
+        if (
+            took_s > limit_s and (took_s := min(took_s, self._took_s(data))) > limit_s
+        ):  # a machine may be slow for a moment, an input always
+            raise Broken(f"it took {took_s:.1f} s of processor time: expected at most {limit_s:g} s")
+
+    def _took_s(self, data: bytes) -> float:
         started = time.process_time()
         self.check(data)
-        if (took_s := time.process_time() - started) > limit_s:
-            raise Broken(f"it took {took_s:.1f} s of processor time: expected at most {limit_s:g} s")
+        return time.process_time() - started
 
 
 REGISTRY: dict[str, Harness] = {}
