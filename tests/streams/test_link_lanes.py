@@ -91,16 +91,6 @@ def test_what_is_new_and_what_is_urgent_passes_a_backlog_and_nothing_is_carried_
     assert sum(early) / len(early) > sum(late) / len(late), "the newest of the gap go first"
 
 
-def test_the_gaps_of_two_partitions_are_carried_in_turn(make_way: Any) -> None:
-    """Neither waits until all of the other is there, and while one's request is on its way the other's can be sent."""
-    way = make_way(budget_bytes_per_s=150_000)
-    way.put("verdicts", [(*record(n, noise(n))[:3], n % 2) for n in range(3000)])
-    with way.link():
-        way.leaf.until(lambda: len(way.arrived("verdicts")) > 900, "a third of the gaps")
-        by_source = Counter(int(row.value()[:6]) % 2 for row in way.arrived("verdicts"))
-        assert min(by_source.values()) > 200, by_source
-
-
 def _gaps(way: Any, base: str) -> list[Any]:
     name = way.mirrors[base].source.name
     return [gap for (topic, _), value in way.positions().items() if topic == name for gap in json.loads(value.get("backfill", "[]"))]
