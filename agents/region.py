@@ -100,7 +100,7 @@ class Region:
         answers = tuple(outputs.answer(target, self._verdict(asked, each, look), trace) for each in asked.records)
         telemetry.VERDICTS.labels(Status.FINAL).inc(len(answers))
         age_s = self.clock.age_s(record.timestamp()[1]) if self.clock is not None else 0.0
-        late_by_s = lateness_s(age_s + waited_ms(head) / 1000, replayed=read_replay(record.headers()).count > 0)
+        late_by_s = lateness_s(age_s + waited_ms(head, record.timestamp()[1]) / 1000, replayed=read_replay(record.headers()).count > 0)
         alerts = [outputs.alert(self.alerts, alert, trace) for alert in self._alerts(asked, look, topic.site or asked.site, late_by_s)]
         telemetry.ALERTS.labels("raised").inc(len(alerts))
         return Emitted(index, (*answers, *alerts))

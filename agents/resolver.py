@@ -113,7 +113,8 @@ class Resolver:
             return alert
         if topic.site != alert.site or alert.raised_by is not Tier.LEAF:
             alert = msgspec.structs.replace(alert, site=topic.site, raised_by=Tier.LEAF)
-        waited, replayed = waited_ms(Envelope.from_headers(record.headers())), read_replay(record.headers()).count > 0
+        waited = waited_ms(Envelope.from_headers(record.headers()), record.timestamp()[1])
+        replayed = read_replay(record.headers()).count > 0
         return msgspec.structs.replace(alert, late_by_s=lateness_s(alert.late_by_s + waited / 1000, replayed=replayed))
 
     def _verdict(self, memory: Memory, partition: int, verdict: Verdict, record: KafkaRecord) -> list[Output]:

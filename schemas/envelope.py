@@ -42,7 +42,9 @@ SNAPSHOT_PART = "headwater.snapshot-part.v1"
 ACCOUNT = "headwater.account.v1"
 ACCOUNT_PAST = "headwater.account-past.v1"
 
-WAITED_MS = "waitedms"  # an extension: how long a record waited at its site before the link sent it, by the clock of that site's broker
+# An extension: when a record was appended at its site, in milliseconds since 1970, by the clock of the broker that keeps it now: the link,
+# which knows both brokers' clocks, has put it from the one into the other.
+APPENDED_MS = "appendedms"
 
 _traceparent = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")  # W3C Trace Context
 _attribute = re.compile(r"[a-z0-9]{1,64}\Z")
@@ -147,10 +149,11 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def waited_ms(head: Envelope | None) -> int:
-    """How long a record waited before it was sent on to where it was read, as its envelope says; 0 where it says nothing readable."""
-    text = "" if head is None else head.extensions.get(WAITED_MS, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+def waited_ms(head: Envelope | None, appended_ms: int) -> int:
+    """How long a record waited at its site and on its way before it was appended to the log in which it was read, at `appended_ms`, as its
+    envelope says; 0 where it says nothing readable."""
+    text = "" if head is None else head.extensions.get(APPENDED_MS, "")
+    return max(0, appended_ms - int(text)) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
 def check_bounds(headers: Sequence[tuple[str, bytes | None]]) -> None:

@@ -110,6 +110,11 @@ class BrokerClock:
         if error <= known or abs(difference - self._difference_ms) > error + known:
             self._difference_ms, self._error_ms, self._at = difference, error, reported_s
 
+    @property
+    def known(self) -> bool:
+        """Whether a report has told of the broker's clock; until then this machine's own stands in."""
+        return self._error_ms < float("inf")
+
     def now_ms(self) -> float:
         """The broker's time, in milliseconds since 1970."""
         return time.monotonic() * 1000 + self._difference_ms

@@ -166,7 +166,7 @@ class Admin:
         return AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
 
     def cluster_id(self) -> str:
-        return str(self._admin.describe_cluster(request_timeout=ASK_S).result(ASK_S).cluster_id)
+        return str(self._patiently(lambda: self._admin.describe_cluster(request_timeout=ASK_S).result(ASK_S)).cluster_id)
 
     def topics(self) -> dict[str, int]:
         """Every topic and its number of partitions."""
@@ -241,12 +241,15 @@ class Admin:
         found = self._patiently(lambda: self._admin.list_consumer_group_offsets([asked], request_timeout=ASK_S)[group].result(ASK_S))
         return [int(place.offset) for place in found.topic_partitions]
 
-    def members(self, group: str) -> int:
-        """How many members a group has now."""
+    def members(self, group: str) -> int | None:
+        """How many members a group has now; None where nobody could say: whoever waits asks again."""
         try:
             return len(self._admin.describe_consumer_groups([group], request_timeout=ASK_S)[group].result(ASK_S).members)
         except KafkaException:
-            return 0
+            return None
+        except TimeoutError:
+            self._admin = self._client()  # as in `_patiently`
+            return None
 
 
 def murmur2(data: bytes) -> int:

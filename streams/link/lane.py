@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.envelope import WAITED_MS, InvalidEnvelope
+from schemas.envelope import InvalidEnvelope
 from schemas.records import InvalidRecord
 from streams import telemetry
 from streams.clients import BrokerUnavailable, ClusterInfo
 from streams.link.backfill import Backfill, Chunk, Gone
+from streams.link.batch import Batch, Ready, UnderWay, epoch_of, ready
 from streams.link.carried import Carried
 from streams.link.gate import Stopping
-from streams.link.outbound import LinkFailed, certain, refusal
+from streams.link.outbound import LinkFailed, refusal
 from streams.message import KafkaRecord, readable
 from streams.outputs import escalation_of
 from streams.partition import partition_of
@@ -44,36 +45,8 @@ CHUNK_RECORDS = 50_000  # of a gap that is read without looking for a newer one,
 CHUNK_S = 4.0  # of the budget, with one
 BACKFILLS = 2  # partitions of a lane whose gaps are read at a time
 MEASURE_S = 2.0
-_WAITED = f"ce_{WAITED_MS}"
+CLOCKS_S = 10.0  # a broker that has not told its time by then keeps producers' own: it is no reason to carry nothing
 _TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)
-
-
-class Sent:
-    """A batch on its way: contiguous offsets of one partition, settled when the last acknowledgement is in."""
-
-    __slots__ = ("epoch", "first", "lane", "large", "last", "left", "lock", "records", "refused", "sent_s", "size", "track")
-
-    def __init__(self, lane: Lane, track: Carried, first: int, last: int, size: int, records: Sequence[KafkaRecord]) -> None:
-        self.lane, self.track, self.first, self.last, self.size, self.records = lane, track, first, last, size, records
-        self.left, self.sent_s = len(records), time.monotonic()
-        self.epoch = _epoch(records[-1]) if records else -1
-        self.refused: KafkaError | None = None
-        self.large: list[KafkaRecord] = []  # refused for their size, or for that of the request they were in
-        self.lock = threading.Lock()
-
-    def report(self, index: int, error: KafkaError | None, message: Message | None) -> None:
-        error = certain(error, message)
-        if error is not None:
-            self.lane.outbound.failed(error)
-        with self.lock:
-            self.left -= 1
-            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                self.large.append(self.records[index])
-            elif error is not None:
-                self.refused = error
-            if self.left:
-                return
-        self.lane.arrived(self, message)
 
 
 class Lane(threading.Thread):
@@ -108,9 +81,11 @@ class Lane(threading.Thread):
         self.halt = session.halt
         self.info: ClusterInfo | None = None
         self._failed: KafkaError | None = None
-        self._alone: deque[Sent] = deque()
+        self._alone: deque[Batch] = deque()
         self._anew = threading.Event()
         self._backfills: list[Backfill] = []
+        self._held: dict[int, list[KafkaRecord]] = {}  # what the live consumer has read and is not sent yet
+        self._under_way = UnderWay()
         self._measured = 0.0
         self._labels = (mirror.direction, mirror.source.base)
 
@@ -142,11 +117,15 @@ class Lane(threading.Thread):
     def _carry(self) -> None:
         if not self.session.carrying.wait(0.5):
             return
+        if not (self.clock.known and self.target_clock.known) and time.monotonic() - self.session.since < CLOCKS_S:
+            self.halt.wait(0.05)  # both clusters have just been written to, so both clocks are known soon
+            return
         turn = self.session.turn
         source = self.mirror.source
         self._failed = None
         self._anew.clear()
         self._alone.clear()
+        self._held.clear()
         starts, self.info = self.session.starts(self)
         settings: dict[str, Any] = {"fetch.wait.max.ms": 500, "fetch.message.max.bytes": max(source.max_message_bytes, 1 << 20)}
         settings |= self.session.consumer_settings(self.mirror.direction, f"{self.name}-live")
@@ -184,14 +163,8 @@ class Lane(threading.Thread):
             self.halt.wait(0.2)
             self._measure(live)
             return
-        behind = any(each.chunk is not None for each in self._backfills) or any(track.waiting() for track in self.tracks.values())
-        first = live.poll(0 if behind else 0.5)
-        if first is not None:
-            if self.gather_s and not behind:
-                self.halt.wait(self.gather_s)
-            count = self._count()
-            self._send_live(live, [first, *(live.consume(count - 1, 0) if count > 1 else ())])
-        elif behind:
+        self._read_live(live)
+        if not self._send_live(live):
             self._send_gap()
         self._measure(live)
 
@@ -201,28 +174,56 @@ class Lane(threading.Thread):
 
     # ---- what is new
 
-    def _send_live(self, live: Consumer, messages: Sequence[Message]) -> None:
-        batches: dict[int, list[KafkaRecord]] = {}
-        for message in messages:
-            if message.error() is None:
-                record = readable(cast(KafkaRecord, message))
-                batches.setdefault(record.partition(), []).append(record)
-        for partition, records in batches.items():
-            if self._behind(live, partition, records):
-                self._jump(live)
-                return
-            track = self.tracks[partition]
-            self._same_log(track, records)
-            first, last = track.live(records[-1].offset())
-            self._send(track, first, last, records)
-        for message in messages:
+    def _read_live(self, live: Consumer) -> None:
+        count = self._count() - sum(len(records) for records in self._held.values())
+        if count <= 0:
+            return
+        behind = any(each.chunk is not None for each in self._backfills) or any(track.waiting() for track in self.tracks.values())
+        idle = not behind and not self._held
+        patience_s = 0.5 if idle else 0.0 if self._may_send() else 0.01  # what is under way may be acknowledged any moment
+        first = live.poll(patience_s)
+        if first is None:
+            return
+        if self.gather_s and idle:
+            self.halt.wait(self.gather_s)
+        for message in [first, *(live.consume(count - 1, 0) if count > 1 else ())]:
             if (error := message.error()) is not None:
                 self._check(live, message, error)
+            else:
+                record = readable(cast(KafkaRecord, message))
+                self._held.setdefault(record.partition(), []).append(record)
+
+    def _may_send(self) -> bool:
+        """Whether something that waits may be handed over now."""
+        read = [each.chunk.partition for each in self._backfills if each.chunk is not None]
+        waiting = read if len(read) == len(self._backfills) else [at for at, track in self.tracks.items() if track.waiting()] + read
+        return any(self._under_way.free(partition) for partition in (*self._held, *waiting))
+
+    def _send_live(self, live: Consumer) -> bool:
+        """Send what is new of those partitions of which nothing is under way; returns whether anything was done."""
+        done = False
+        for partition, records in list(self._held.items()):
+            if not self._under_way.free(partition):
+                continue
+            if self._behind(live, partition, records):
+                self._jump(live)
+                return True
+            track = self.tracks[partition]
+            now, later = records[: self._count()], records[self._count() :]
+            self._same_log(track, now)
+            first, last = track.live(now[-1].offset())
+            if later:
+                self._held[partition] = later
+            else:
+                del self._held[partition]
+            self._send(track, partition, first, last, now)
+            done = True
+        return done
 
     def _same_log(self, track: Carried, records: Sequence[KafkaRecord]) -> None:
         """A record of a later leader epoch: the log may have been cut behind us and written on (a power cut), so it is opened anew, which
         finds where. Once such a record were carried, nothing would tell."""
-        epoch = _epoch(records[-1])
+        epoch = epoch_of(records[-1])
         if 0 <= track.live_epoch < epoch:
             raise LinkFailed(f"{self.mirror.source.name} has a new leader: its log is looked at again")
         track.live_epoch = epoch
@@ -239,6 +240,7 @@ class Lane(threading.Thread):
         name = self.mirror.source.name
         for partition, track in self.tracks.items():
             track.jump(_high(live, name, partition) or track.next)
+        self._held.clear()
         live.assign([TopicPartition(name, partition, track.next) for partition, track in self.tracks.items()])
 
     # ---- what is behind
@@ -247,7 +249,7 @@ class Lane(threading.Thread):
         """Send a portion of a gap. Two partitions take turns: a client has one request of a partition on its way at a time, and meanwhile
         the other's can be sent."""
         self._begin_gaps()
-        turns = [each for each in self._backfills if each.chunk is not None]
+        turns = [each for each in self._backfills if each.chunk is not None and self._under_way.free(each.chunk.partition)]
         for patience_s in (0.0, 0.2 / max(1, len(turns))):
             for backfill in turns:
                 chunk = backfill.chunk
@@ -268,7 +270,7 @@ class Lane(threading.Thread):
                     track.settle(portion.first, portion.last)
                     return
                 try:
-                    self._send(track, portion.first, portion.last, portion.records)
+                    self._send(track, chunk.partition, portion.first, portion.last, portion.records)
                 except BaseException:
                     track.give_back(portion.first, chunk.last)
                     backfill.chunk = None
@@ -295,44 +297,34 @@ class Lane(threading.Thread):
 
     # ---- sending
 
-    def _send(self, track: Carried, first: int, last: int, records: Sequence[KafkaRecord]) -> None:
+    def _send(self, track: Carried, partition: int, first: int, last: int, records: Sequence[KafkaRecord]) -> None:
         """Send records of one partition; offsets from `first` to `last` are settled when they are acknowledged."""
-        target = self.mirror.target
         if self.expires:
             records = self._unexpired(records)
         if not records:
             track.settle(first, last)
             return
-        ready, size = [], 0
-        for record in records:
-            headers = record.headers() or []
-            ready.append((record, self._with_wait(record, headers)))
-            size += (
-                len(record.key() or b"") + len(record.value() or b"") + 16 + sum(len(name) + len(value or b"") for name, value in headers)
-            )
-        self.average += 0.1 * (size / len(records) - self.average)
-        self.gate.enter(self.priority, size, urgent=self.urgent)
-        sent = Sent(self, track, first, last, size, records)
-        for index, (record, headers) in enumerate(ready):
-            self.outbound.send(
-                target.name, record.key(), record.value(), headers, self._partition(record, headers), partial(sent.report, index)
-            )
+        shift_ms = self._shift_ms()
+        batch = Batch(track, partition, first, last, [ready(record, shift_ms) for record in records], self.arrived, self.outbound.failed)
+        self.average += 0.1 * (batch.size / len(records) - self.average)
+        self.gate.enter(self.priority, batch.size, urgent=self.urgent)
+        batch.sent_s = time.monotonic()
+        self._under_way.sent(partition)
+        name, send = self.mirror.target.name, self.outbound.send
+        for index, each in enumerate(batch.records):
+            record = each.record
+            send(name, record.key(), record.value(), each.headers, self._partition(each), partial(batch.report, index))
 
-    def _partition(self, record: KafkaRecord, headers: Sequence[tuple[str, bytes | None]]) -> int:
+    def _partition(self, each: Ready) -> int:
+        """Where a record goes; every producer of ours names its source, a foreign one's key stands in."""
         target = self.mirror.target
-        return partition_of(_source_of(record, headers), target.partitions) if target.by_source else 0
+        if not target.by_source:
+            return 0
+        return partition_of((each.source or each.record.key() or b"").decode(errors="replace"), target.partitions)
 
-    def _with_wait(self, record: KafkaRecord, headers: Sequence[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
-        """The record's headers, and how long it has waited at its site."""
-        waited = self.clock.age_s(record.timestamp()[1]) * 1000
-        own = []
-        for name, value in headers:
-            if name == _WAITED:
-                waited += int(value) if value is not None and value.isdigit() and len(value) < 16 else 0
-            else:
-                own.append((name, value))
-        own.append((_WAITED, b"%d" % waited))
-        return own
+    def _shift_ms(self) -> float:
+        """What the destination's clock is ahead of the source's: a time in one becomes a time in the other."""
+        return self.target_clock.now_ms() - self.clock.now_ms()
 
     def _unexpired(self, records: Sequence[KafkaRecord]) -> list[KafkaRecord]:
         """Those that are still worth sending; the others are explained."""
@@ -351,37 +343,38 @@ class Lane(threading.Thread):
         except (InvalidRecord, InvalidEnvelope):
             return float("inf")  # nothing of ours: the region's own reader judges it
 
-    def arrived(self, sent: Sent, message: Message | None) -> None:
+    def arrived(self, batch: Batch, message: Message | None) -> None:
         """A batch has its last report; called in the producer's thread."""
         now = time.monotonic()
-        self.gate.acked(sent.size, now - sent.sent_s)
+        self.gate.acked(batch.size, now - batch.sent_s)
+        self._under_way.done(batch.partition, now - batch.sent_s)
         if message is not None:
             kind, appended_ms = message.timestamp()
-            if kind == 2 and not sent.refused:
-                self.target_clock.observe(sent.sent_s, now, appended_ms)
-        if sent.refused is not None:
-            self._failed = sent.refused
+            if kind == 2 and not batch.refused:
+                self.target_clock.observe(batch.sent_s, now, appended_ms)
+        if batch.refused is not None:
+            self._failed = batch.refused
         else:
-            self._count_carried(len(sent.records) - len(sent.large), sent.size)
-            if sent.large:
-                self._alone.append(sent)
+            self._count_carried(len(batch.records) - len(batch.large), batch.size)
+            if batch.large:
+                self._alone.append(batch)
             else:
-                sent.track.settle(sent.first, sent.last, sent.epoch)
-        sent.records = ()
+                batch.track.settle(batch.first, batch.last, batch.epoch)
+        batch.records = ()
 
     def _count_carried(self, records: int, size: int) -> None:
         self.carried += records
         telemetry.LINK_RECORDS.labels(*self._labels).inc(records)
         telemetry.LINK_PAYLOAD.labels(*self._labels).inc(size)
 
-    def _send_alone(self, sent: Sent) -> None:
+    def _send_alone(self, batch: Batch) -> None:
         """A request that is too large takes others down with it, so each of them has a try of its own; what is too large by itself must
         not hold back those behind it."""
         refused = []
-        for record in sent.large:
-            headers = self._with_wait(record, record.headers() or [])
+        for record in batch.large:
+            each = ready(record, self._shift_ms())
             acks = self.outbound.open(self.halt)
-            acks.send(self.mirror.target.name, record.key(), record.value(), headers, self._partition(record, headers))
+            acks.send(self.mirror.target.name, record.key(), record.value(), each.headers, self._partition(each))
             if acks.wait():
                 refused.append((record.offset(), record.offset()))
                 log.error(
@@ -389,9 +382,9 @@ class Lane(threading.Thread):
                     extra={"lane": self.mirror.source.name, "partition": record.partition(), "offset": record.offset()},
                 )
         if refused:
-            self.explain(sent.large[0].partition(), refused, "too-large")
-        self._count_carried(len(sent.large) - len(refused), 0)
-        sent.track.settle(sent.first, sent.last, sent.epoch)
+            self.explain(batch.large[0].partition(), refused, "too-large")
+        self._count_carried(len(batch.large) - len(refused), 0)
+        batch.track.settle(batch.first, batch.last, batch.epoch)
 
     # ---- what is lost
 
@@ -432,17 +425,3 @@ def _high(consumer: Consumer, topic: str, partition: int) -> int | None:
     except KafkaException:
         return None
     return high if high >= 0 else None
-
-
-def _epoch(record: KafkaRecord) -> int:
-    epoch = cast(Message, record).leader_epoch()
-    return -1 if epoch is None else epoch
-
-
-def _source_of(message: KafkaRecord, headers: Sequence[tuple[str, bytes | None]]) -> str:
-    """The source that decides the partition; every producer of ours names it, a foreign one's key stands in."""
-    for name, value in headers:
-        if name == "ce_source" and value:
-            return str(value.decode(errors="replace"))
-    key = message.key()
-    return key.decode(errors="replace") if key else ""

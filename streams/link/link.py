@@ -291,10 +291,11 @@ class _Desk:
             if error is not None:
                 self.session.outbounds[way].failed(error)
                 log.warning("the link could not say how it stands: %s", error.str(), extra={"topic": output.topic.name})
-            elif message is not None and way == "down":
+            elif message is not None:
                 kind, appended_ms = message.timestamp()
                 if kind == 2:
-                    self.session.leaf_clock.observe(sent_s, time.monotonic(), appended_ms)
+                    clock = self.session.leaf_clock if way == "down" else self.session.region_clock
+                    clock.observe(sent_s, time.monotonic(), appended_ms)
 
         try:
             self.session.outbounds[way].send(output.topic.name, key, output.value, output.headers, output.partition, report)

@@ -68,6 +68,7 @@ class Session:
         self.wire = Wire(self._count)
         self.halt = threading.Event()
         self.carrying = threading.Event()  # this link holds the site
+        self.since = time.monotonic()  # when it took the site
         self.turn = 0  # grows when the lanes must open anew
         self.generation = 0
         self.mirrors = mirrors(leaf, region)
@@ -127,6 +128,7 @@ class Session:
         self.generation = generation
         if mine and not self.carrying.is_set():
             self.turn += 1
+            self.since = time.monotonic()
             self.carrying.set()
         elif not mine and self.carrying.is_set():
             self.carrying.clear()

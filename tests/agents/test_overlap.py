@@ -244,7 +244,7 @@ class Region:
                 topic.name,
                 value=output.value,
                 key=output.key,
-                headers=[*output.headers, ("ce_waitedms", str(waited_ms).encode())],
+                headers=[*output.headers, ("ce_appendedms", b"%d" % (time.time() * 1000 - waited_ms))],
                 partition=partition_of(value.source, PARTITIONS),
             )
         assert self._producer.flush(LIMIT_S) == 0

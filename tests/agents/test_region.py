@@ -127,7 +127,7 @@ def test_what_the_leaf_did_not_see_raises_an_alert_at_the_region_behind_its_verd
     desk.detector.seen[evidence] = Detections([tools.person(0.8)])
     record = desk.record(evidence, desk.question(evidence, site="leaf-2"), site="leaf-1")  # the leaf saw a person with a score of 0.4
     desk.clock.ms = record.at + 250.0
-    waited = msgspec.structs.replace(record, pairs=[*(record.pairs or []), ("ce_waitedms", b"60000")])
+    waited = msgspec.structs.replace(record, pairs=[*(record.pairs or []), ("ce_appendedms", b"%d" % (record.at - 60_000))])
     items, error = desk.run([waited], site="leaf-1")
     assert error is None
     first, second = tools.outputs_of(items)

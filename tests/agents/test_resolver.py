@@ -402,14 +402,19 @@ def test_two_leaves_that_process_one_source_give_one_result_a_record_and_one_ale
 def test_what_waited_for_the_link_is_that_much_later_at_the_region_and_the_first_copy_counts(tools: ModuleType, region: Desk) -> None:
     topic, record = region.record("up.alerts", raised(tools, late_by_s=0.5), site="leaf-1")
 
-    def waited(ms: str) -> Any:
-        return msgspec.structs.replace(record, pairs=[*(record.pairs or []), ("ce_waitedms", ms.encode())])
+    record = msgspec.structs.replace(record, at=1_700_000_000_000)
 
-    region.feed([(topic, waited("3600000"))])
+    def appended(ms: str) -> Any:
+        return msgspec.structs.replace(record, pairs=[*(record.pairs or []), ("ce_appendedms", ms.encode())])
+
+    def waited(ms: int) -> Any:
+        return appended(str(record.timestamp()[1] - ms))
+
+    region.feed([(topic, waited(3_600_000))])
     assert [(alert.late_by_s, alert.late) for alert in region.alerts()] == [(3600.5, True)]
-    region.feed([(topic, waited("250"))])
+    region.feed([(topic, waited(250))])
     assert [(alert.late_by_s, alert.late) for alert in region.alerts()[1:]] == [(0.75, False)]
-    region.feed([(topic, waited("7200000"))], [(topic, waited("-5"))], [(topic, waited("9" * 40))])
+    region.feed([(topic, waited(7_200_000))], [(topic, waited(-5))], [(topic, appended("-5"))], [(topic, appended("9" * 40))])
     assert region.alerts()[-1].late_by_s == 0.5
     region.feed([region.record("down.verdicts", verdict(tools, tier=Tier.REGION), site="leaf-1")])
     assert (region.alerts()[-1].state, region.alerts()[-1].late_by_s) == ("retracted", 0.5)

@@ -67,7 +67,7 @@ def record(source: str, number: int, value: bytes | None = None, partitions: int
 
 def rows(records: list[Any]) -> Counter[Row]:
     """Records as they were written: without the link's own header."""
-    return Counter((row.key(), row.value(), tuple(each for each in row.headers() or () if each[0] != "ce_waitedms")) for row in records)
+    return Counter((row.key(), row.value(), tuple(each for each in row.headers() or () if each[0] != "ce_appendedms")) for row in records)
 
 
 def metric(name: str, **labels: str) -> float:

@@ -20,12 +20,14 @@ import streams.link.lane
 from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings
 from schemas.config import SecondRegion
+from schemas.envelope import Envelope, waited_ms
 from schemas.identity import content_digest
 from schemas.links import Breaker, LinkOrder, LinkState
 from schemas.messages import Asked, Drop, Escalation, Reason
 from streams import outputs
 from streams.cluster import create_topics
 from streams.link import Link
+from streams.link.outbound import Outbound
 from streams.link.told import give_order, read_told
 from streams.partition import partition_of
 from streams.topology import Topology, region_view
@@ -172,19 +174,77 @@ def test_what_retention_took_from_the_middle_of_a_gap_is_explained_exactly(make_
     assert max(lost) < 900
 
 
-def test_every_record_says_how_long_it_has_waited(way: Any) -> None:
+def test_every_record_says_when_it_was_appended_at_its_site(way: Any) -> None:
     way.put("alerts", [record(1, b"early")])
-    (row,) = way.leaf.rows(way.mirrors["alerts"].source)
-    way.leaf.until(lambda: time.time() * 1000 > row.timestamp()[1] + 1500, "a while")
+    (early,) = way.leaf.rows(way.mirrors["alerts"].source)
+    way.leaf.until(lambda: time.time() * 1000 > early.timestamp()[1] + 1500, "a while")
+    hour_ago = early.timestamp()[1] - 3_600_000
     with way.link():
         way.wait("alerts", {b"early"})
-        way.put("alerts", [(b"k", b"twice", [("ce_source", b"cam-1"), ("ce_waitedms", b"60000")], partition_of("cam-1", 2))])
+        way.put("alerts", [(b"k", b"twice", [("ce_source", b"cam-1"), ("ce_appendedms", b"%d" % hour_ago)], partition_of("cam-1", 2))])
         way.wait("alerts", {b"twice"})
-    waited = {row.value(): [int(value) for name, value in row.headers() if name == "ce_waitedms"] for row in way.arrived("alerts")}
-    assert len(waited[b"early"]) == 1
-    assert 1500 <= waited[b"early"][0] < 30_000
-    assert len(waited[b"twice"]) == 1
-    assert waited[b"twice"][0] >= 60_000
+    rows = {row.value(): row for row in way.arrived("alerts")}
+    said = {value: [int(content) for name, content in row.headers() if name == "ce_appendedms"] for value, row in rows.items()}
+    assert [len(each) for each in said.values()] == [1, 1]
+    assert abs(said[b"early"][0] - early.timestamp()[1]) < 1000  # both brokers run on this machine, so both have its clock
+    assert rows[b"early"].timestamp()[1] - said[b"early"][0] > 500
+    assert abs(said[b"twice"][0] - hour_ago) < 1000  # over two links: the first site's time
+
+
+def test_what_is_handed_to_the_client_while_the_region_is_away_has_waited_too(way: Any, far: Any) -> None:
+    """An alert that waits in the client is late at the region, like one that waits in the log."""
+    with way.link() as link:
+        way.put("alerts", [record(1, b"before")])
+        way.wait("alerts", {b"before"})
+        far.proxy.cut()
+        way.put("alerts", [record(2, b"during")])
+        way.leaf.until(lambda: len(link.session.outbounds["urgent"].producer) > 0, "an alert that waits in the client", LIMIT_S)
+        begun = time.monotonic()
+        way.leaf.until(lambda: time.monotonic() - begun > 4, "a while")
+        far.proxy.restore()
+        way.wait("alerts", {b"during"})
+    (late,) = (row for row in way.arrived("alerts") if row.value() == b"during")
+    waited = waited_ms(Envelope.from_headers(event(late.headers())), late.timestamp()[1])
+    assert waited >= 2000  # the clocks are known to within half a way there and back
+
+
+def event(headers: list[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
+    """The test's bare records are no whole events."""
+    return [*headers, ("ce_specversion", b"1.0"), ("ce_type", b"headwater.alert.v1"), ("ce_time", b"2026-01-31T12:00:00Z")]
+
+
+def test_on_a_long_way_the_client_has_one_batch_of_a_partition_in_hand(way: Any, far: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More would make its thread spin: it has one request of a partition under way."""
+    monkeypatch.setattr(streams.link.lane, "MOST_RECORDS", 20)
+    in_hand: Counter[int] = Counter()
+    most: Counter[int] = Counter()
+    lock = threading.Lock()
+    send = Outbound.send
+
+    def watched(self: Outbound, topic: str, key: Any, value: Any, headers: Any, partition: int, report: Any) -> None:
+        if not topic.endswith(".verdicts"):
+            return send(self, topic, key, value, headers, partition, report)
+
+        def reported(error: Any, message: Any) -> None:
+            with lock:
+                in_hand[partition] -= 1
+            report(error, message)
+
+        with lock:
+            in_hand[partition] += 1
+            most[partition] = max(most[partition], in_hand[partition])
+        return send(self, topic, key, value, headers, partition, reported)
+
+    monkeypatch.setattr(Outbound, "send", watched)
+    far.proxy.delay(0.1)
+    backlog = [record(n, noise(n), source) for n in range(200) for source in ("cam-1", "cam-4")]
+    way.put("verdicts", backlog)
+    with way.link():
+        way.leaf.until(lambda: len(way.arrived("verdicts")) > 40, "a link that carries", LIMIT_S)
+        way.put("verdicts", [record(n, noise(n), source) for n in range(200, 260) for source in ("cam-1", "cam-4")])
+        way.leaf.until(lambda: len(way.arrived("verdicts")) == 520, "the end", LIMIT_S)
+    assert set(most) == {0, 1}
+    assert max(most.values()) <= 20
 
 
 # ---- who carries

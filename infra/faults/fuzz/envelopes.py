@@ -22,7 +22,7 @@ ENVELOPE = Envelope(
     subject="a",
     sequence=7,
     traceparent=f"00-{'1' * 32}-{'2' * 16}-01",
-    extensions={"waitedms": "12", "rate": ""},
+    extensions={"appendedms": "1700000000012", "rate": ""},
 )
 HEADERS = written_headers(ENVELOPE.to_headers())
 _BARE = written_headers(
