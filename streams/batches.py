@@ -13,6 +13,10 @@ It follows steps 1, 4 (commits) and 8 of the delivery protocol (`streams/deliver
 A commit carries the leader epoch of the last record that it counts, so that a log which a power cut made shorter and which was written on
 since is told from the one that was read, and the topic's uuid (`streams/starts.py`). `streams/handover.py` keeps the batches in work.
 
+A consumer that the group has not taken in for `REJOIN_S` is replaced by a new one. A single broker that had stood still is fenced for a
+moment, and names no broker when it is asked, itself included; a group's consumer that asks just then (librdkafka 2.16) forgets the only
+broker that it knows and never looks for another one (seen in about half of all rounds with a broker that stands still for 14 s).
+
 Neither a synchronous commit nor leaving the group ends while the broker is silent (measured: minutes, whatever the timeouts say), so a
 stop waits for the consumer's thread `STOP_S` and a little more, and then goes on without it.
 """
@@ -44,6 +48,7 @@ log = logging.getLogger("headwater.batches")
 FULL_WAIT_S = 0.25  # how long the thread waits for room before it pauses: a pause throws away what was fetched ahead
 REOFFER_S = 5.0
 STOP_S = 10.0  # what batches in work get to end when the source is stopped
+REJOIN_S = (20.0, 480.0)  # how long a consumer waits to be taken in; twice as long each time, since others may have good reasons
 COMMIT_PATIENCE_S = 60.0  # an unanswered commit holds back the next one for so long, so that an outage does not pile them up
 
 
@@ -109,6 +114,8 @@ class BatchSource(Service):
         self._halted_at = float("inf")
         self._ended = threading.Event()
         self._starts = Starts(self.topics, on_lost, self._halt, clients)
+        self._outside_since: float | None = None  # since when the group has given us nothing, not even "nothing for you"
+        self._rejoin_s = REJOIN_S[0]
         self._thread: threading.Thread | None = None
         super().__init__(**kwargs)
 
@@ -165,11 +172,13 @@ class BatchSource(Service):
             self._ended.set()
 
     def _consume(self) -> None:
-        consumer = self.clients.consumer(self.group, **{"on_commit": self._on_commit, **self.settings})
+        consumer = self._join()
         try:
-            consumer.subscribe(list(self.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost_partitions)
             last_commit = time.monotonic()
             while not self._halt.is_set():
+                if self._waits_in_vain():
+                    consumer.close()
+                    consumer = self._join()
                 if self._has_room(consumer):
                     self._take(consumer)
                 if time.monotonic() - last_commit >= self.commit_interval_s:
@@ -178,6 +187,20 @@ class BatchSource(Service):
                     self._measure(consumer)
         finally:
             consumer.close()  # revokes what is assigned: it drains and commits
+
+    def _join(self) -> Consumer:
+        self._outside_since = time.monotonic()
+        consumer = self.clients.consumer(self.group, **{"on_commit": self._on_commit, **self.settings})
+        consumer.subscribe(list(self.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost_partitions)
+        return consumer
+
+    def _waits_in_vain(self) -> bool:
+        """Whether the group has not taken us in for so long that a new client is to try."""
+        if self._outside_since is None or time.monotonic() - self._outside_since < self._rejoin_s:
+            return False
+        log.warning("the group has not taken us in; a new client tries", extra={"group": self.group, "waited_s": round(self._rejoin_s)})
+        self._rejoin_s = min(REJOIN_S[1], 2 * self._rejoin_s)
+        return True
 
     def _has_room(self, consumer: Consumer) -> bool:
         """Wait a moment for room; without it, pause and poll once. True if a batch may be taken."""
@@ -305,6 +328,7 @@ class BatchSource(Service):
         starts = self._starts.of(consumer, partitions)
         if self.on_assigned is not None:
             self.on_assigned(places)
+        self._outside_since, self._rejoin_s = None, REJOIN_S[0]
         self.assigned = set(places)
         self._next.update(starts)
         consumer.assign([TopicPartition(*place, mark.offset) for place, mark in starts.items()])
@@ -329,6 +353,7 @@ class BatchSource(Service):
 
     def _forget(self, places: list[Place]) -> None:
         telemetry.READY.set(0)
+        self._outside_since = time.monotonic()
         self._commit_sent_at = None
         self._handed.forget(places)
         for place in places:

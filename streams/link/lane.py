@@ -44,6 +44,9 @@ MOST_RECORDS = 1000  # of a batch
 CHUNK_RECORDS = 50_000  # of a gap that is read without looking for a newer one, and without a budget
 CHUNK_S = 4.0  # of the budget, with one
 BACKFILLS = 2  # partitions of a lane whose gaps are read at a time
+GAP_S = 0.02  # how long a gap's next records are waited for before it is looked whether there is something new
+LIVE_WAIT_MS = 500  # how long the leaf's broker holds a request for what is new; one that is under way delays a jump to the end of the log
+URGENT_WAIT_MS = 100
 MEASURE_S = 2.0
 CLOCKS_S = 10.0  # a broker that has not told its time by then keeps producers' own: it is no reason to carry nothing
 _TRANSIENT = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)
@@ -127,7 +130,10 @@ class Lane(threading.Thread):
         self._alone.clear()
         self._held.clear()
         starts, self.info = self.session.starts(self)
-        settings: dict[str, Any] = {"fetch.wait.max.ms": 500, "fetch.message.max.bytes": max(source.max_message_bytes, 1 << 20)}
+        settings: dict[str, Any] = {
+            "fetch.wait.max.ms": URGENT_WAIT_MS if self.urgent else LIVE_WAIT_MS,
+            "fetch.message.max.bytes": max(source.max_message_bytes, 1 << 20),
+        }
         settings |= self.session.consumer_settings(self.mirror.direction, f"{self.name}-live")
         live = self.source_clients.consumer(None, **settings)
         self._backfills = [
@@ -250,7 +256,7 @@ class Lane(threading.Thread):
         the other's can be sent."""
         self._begin_gaps()
         turns = [each for each in self._backfills if each.chunk is not None and self._under_way.free(each.chunk.partition)]
-        for patience_s in (0.0, 0.2 / max(1, len(turns))):
+        for patience_s in (0.0, GAP_S):
             for backfill in turns:
                 chunk = backfill.chunk
                 assert chunk is not None
@@ -348,10 +354,12 @@ class Lane(threading.Thread):
         now = time.monotonic()
         self.gate.acked(batch.size, now - batch.sent_s)
         self._under_way.done(batch.partition, now - batch.sent_s)
-        if message is not None:
+        if message is not None and not batch.refused:
             kind, appended_ms = message.timestamp()
-            if kind == 2 and not batch.refused:
+            if kind == 2:
                 self.target_clock.observe(batch.sent_s, now, appended_ms)
+            if self.mirror.direction == "up":
+                self.session.answered()
         if batch.refused is not None:
             self._failed = batch.refused
         else:

@@ -293,6 +293,8 @@ class _Desk:
                 log.warning("the link could not say how it stands: %s", error.str(), extra={"topic": output.topic.name})
             elif message is not None:
                 kind, appended_ms = message.timestamp()
+                if way == "urgent":
+                    self.session.answered()
                 if kind == 2:
                     clock = self.session.leaf_clock if way == "down" else self.session.region_clock
                     clock.observe(sent_s, time.monotonic(), appended_ms)

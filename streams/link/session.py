@@ -134,6 +134,12 @@ class Session:
             self.carrying.clear()
             self.turn += 1
 
+    def answered(self) -> None:
+        """The region has acknowledged something."""
+        if self.wire.breaker is not Breaker.CLOSED:
+            self.wire.acknowledged()
+            self.tick()
+
     def tick(self) -> None:
         """Called several times a second: the breaker opens and closes the gates."""
         answers = self.wire.breaker is Breaker.CLOSED

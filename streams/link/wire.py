@@ -21,7 +21,7 @@ class Wire:
 
     `on_count` is called after each new count of the client that carries most. The breaker follows what another one sees, the producer of
     what is urgent: no connection, or requests that nobody answers, open it. The clients themselves try to connect again, with a jittered
-    backoff; a connection makes it half-open, and an answer closes it.
+    backoff; a connection makes it half-open, and an answer closes it: the first acknowledgement, since statistics come only now and then.
     """
 
     def __init__(self, on_count: Callable[[], None] = lambda: None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,6 +57,13 @@ class Wire:
                 self._on_count()
 
         return report
+
+    def acknowledged(self) -> None:
+        """The region has acknowledged something."""
+        if self.breaker is not Breaker.CLOSED:
+            with self._lock:
+                self._answered_at = self._clock()
+                self.breaker = Breaker.CLOSED
 
     def unsent(self, client: str) -> float:
         """The share of a producer's records under way that it has not written to the wire yet."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
 
 from infra.kafka.broker import Broker
 from infra.kafka.settings import BrokerSettings
@@ -339,6 +339,32 @@ def test_work_of_partitions_that_were_lost_is_waited_for(declared: Callable[...,
 
 
 # ---- room
+
+
+def test_a_source_that_its_group_does_not_take_in_tries_with_a_new_client(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A member that never polls holds the group up: the broker waits for it before it answers those who join."""
+    monkeypatch.setattr(batches, "REJOIN_S", (0.5, 2.0))
+    topic = rig.topic("in")
+    rig.put(topic, [b"%d" % number for number in range(20)])
+    settings = {
+        "bootstrap.servers": rig.kafka.bootstrap_servers,
+        "group.id": f"{rig.prefix}group",
+        "partition.assignment.strategy": "range",
+    }
+    idle = Consumer(settings)
+    idle.subscribe([topic.name])
+    rig.until(lambda: idle.poll(0.1) is None and idle.assignment(), "a member")
+    hands = Hands()
+    with rig.Host(source(rig, topic, hands.feed)):
+        rig.until(lambda: caplog.text.count("a new client tries") >= 2, "a second new client")
+        assert not hands.offered
+        idle.close()
+        hands.wait(2)
+    assert hands.ranges() == [(0, 9), (10, 19)]
+    waits = [entry.waited_s for entry in caplog.records if "a new client tries" in entry.message]
+    assert waits[:2] == [0, 1], "each wait is twice as long"  # of half a second, rounded
 
 
 def test_a_full_source_takes_part_in_rebalances(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
