@@ -47,6 +47,7 @@ def test_every_decoder_holds_its_law_under_thousands_of_changes(tmp_path: Path) 
     assert sum(one.executions for one in tried.values()) > 15_000
     pictures = sum(tried[name].executions for name in ("jpeg", "evidence", "evidence-encoding", "image-folder", "look"))
     assert pictures > 500
+    assert sum(one.executions for name, one in tried.items() if name.startswith("request-")) > 1000
     assert max(one.peak_rss_bytes for one in tried.values()) < PEAK_BYTES
 
 
