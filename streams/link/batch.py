@@ -133,22 +133,28 @@ class UnderWay:
     def __init__(self) -> None:
         self._batches: dict[int, int] = {}
         self._delay_s = float("inf")
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def free(self, partition: int) -> bool:
         """Whether a batch of a partition may be handed over."""
         count = self._batches.get(partition, 0)
         return not count or (self._delay_s < SHORT_S and count < PIPELINE)
 
+    def wait(self, timeout_s: float) -> None:
+        """Wait until a batch has arrived."""
+        with self._changed:
+            self._changed.wait(timeout_s)
+
     def sent(self, partition: int) -> None:
-        with self._lock:
+        with self._changed:
             self._batches[partition] = self._batches.get(partition, 0) + 1
 
     def done(self, partition: int, delay_s: float) -> None:
         """A batch has its last report, so long after it was sent."""
-        with self._lock:
+        with self._changed:
             self._batches[partition] -= 1
             self._delay_s = delay_s
+            self._changed.notify_all()
 
 
 def epoch_of(record: KafkaRecord) -> int:

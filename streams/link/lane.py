@@ -44,6 +44,7 @@ MOST_RECORDS = 1000  # of a batch
 CHUNK_RECORDS = 50_000  # of a gap that is read without looking for a newer one, and without a budget
 CHUNK_S = 4.0  # of the budget, with one
 BACKFILLS = 2  # partitions of a lane whose gaps are read at a time
+WAIT_S = 0.01
 GAP_S = 0.02  # how long a gap's next records are waited for before it is looked whether there is something new
 LIVE_WAIT_MS = 500  # how long the leaf's broker holds a request for what is new; one that is under way delays a jump to the end of the log
 URGENT_WAIT_MS = 100
@@ -170,9 +171,17 @@ class Lane(threading.Thread):
             self._measure(live)
             return
         self._read_live(live)
-        if not self._send_live(live):
-            self._send_gap()
+        if not (self._send_live(live) or self._send_gap()) and not self._idle():
+            self._under_way.wait(WAIT_S)  # what is under way may be acknowledged any moment
         self._measure(live)
+
+    def _idle(self) -> bool:
+        """Whether nothing waits to be sent, as far as it is known."""
+        return (
+            not self._held
+            and not any(each.chunk is not None for each in self._backfills)
+            and not any(map(Carried.waiting, self.tracks.values()))
+        )
 
     def _count(self) -> int:
         """How many records make a batch."""
@@ -184,10 +193,8 @@ class Lane(threading.Thread):
         count = self._count() - sum(len(records) for records in self._held.values())
         if count <= 0:
             return
-        behind = any(each.chunk is not None for each in self._backfills) or any(track.waiting() for track in self.tracks.values())
-        idle = not behind and not self._held
-        patience_s = 0.5 if idle else 0.0 if self._may_send() else 0.01  # what is under way may be acknowledged any moment
-        first = live.poll(patience_s)
+        idle = self._idle()
+        first = live.poll(0.5 if idle else 0)
         if first is None:
             return
         if self.gather_s and idle:
@@ -198,12 +205,6 @@ class Lane(threading.Thread):
             else:
                 record = readable(cast(KafkaRecord, message))
                 self._held.setdefault(record.partition(), []).append(record)
-
-    def _may_send(self) -> bool:
-        """Whether something that waits may be handed over now."""
-        read = [each.chunk.partition for each in self._backfills if each.chunk is not None]
-        waiting = read if len(read) == len(self._backfills) else [at for at, track in self.tracks.items() if track.waiting()] + read
-        return any(self._under_way.free(partition) for partition in (*self._held, *waiting))
 
     def _send_live(self, live: Consumer) -> bool:
         """Send what is new of those partitions of which nothing is under way; returns whether anything was done."""
@@ -251,9 +252,9 @@ class Lane(threading.Thread):
 
     # ---- what is behind
 
-    def _send_gap(self) -> None:
-        """Send a portion of a gap. Two partitions take turns: a client has one request of a partition on its way at a time, and meanwhile
-        the other's can be sent."""
+    def _send_gap(self) -> bool:
+        """Send a portion of a gap; returns whether anything was done. Two partitions take turns: a client has one request of a partition on
+        its way at a time, and meanwhile the other's can be sent."""
         self._begin_gaps()
         turns = [each for each in self._backfills if each.chunk is not None and self._under_way.free(each.chunk.partition)]
         for patience_s in (0.0, GAP_S):
@@ -267,21 +268,22 @@ class Lane(threading.Thread):
                     backfill.chunk = None
                     track.give_back(chunk.at, chunk.last)
                     self._lose_below(backfill.consumer, chunk.partition)
-                    return
+                    return True
                 if portion is None:
                     continue
                 self._backfills.remove(backfill)
                 self._backfills.append(backfill)
                 if not portion.records:  # compacted away, or the end of a transaction: nothing of it is there
                     track.settle(portion.first, portion.last)
-                    return
+                    return True
                 try:
                     self._send(track, chunk.partition, portion.first, portion.last, portion.records)
                 except BaseException:
                     track.give_back(portion.first, chunk.last)
                     backfill.chunk = None
                     raise
-                return
+                return True
+        return False
 
     def _begin_gaps(self) -> None:
         for backfill in self._backfills:
@@ -294,7 +296,8 @@ class Lane(threading.Thread):
         if self.mirror.direction == "down":
             limit = 1 << 62  # what a consumer fetched beyond a chunk would cross the link again
         read = {each.chunk.partition for each in self._backfills if each.chunk is not None}
-        partitions = sorted(self.tracks.keys() - read, key=lambda _: random.random())  # noqa: S311 - fair among partitions
+        partitions = [partition for partition, track in self.tracks.items() if partition not in read and track.waiting()]
+        random.shuffle(partitions)  # fair among partitions
         for partition in partitions:
             found = self.tracks[partition].oldest(limit) if self.ordered else self.tracks[partition].newest(limit)
             if found is not None:

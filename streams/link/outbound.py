@@ -13,6 +13,8 @@ from streams.clients import only_inferred
 
 log = logging.getLogger("headwater.link")
 
+SEEK_S, SEEK_LIMIT_S = 0.2, 2.0
+
 Report = Callable[[KafkaError | None, Message | None], None]
 
 
@@ -40,6 +42,20 @@ class Outbound:
             except Exception:  # a report that failed must not end the thread: every lane would wait for ever
                 log.exception("a report of the link's producer could not be handled")
 
+    def seek(self, topics: Sequence[str], away: Callable[[], bool]) -> None:
+        """Ask for the leaders of some topics, the most urgent first, for as long as the region is away. A client that has lost all brokers
+        (librdkafka 2.16) forgets what it knew of them, and asks only once a second; asked by us, it does so as soon as one is there."""
+
+        def ask() -> None:
+            while not self._halt.wait(SEEK_S):
+                try:
+                    for topic in topics if away() else ():
+                        self.producer.list_topics(topic, timeout=SEEK_LIMIT_S)
+                except KafkaException:
+                    continue  # it is away still
+
+        threading.Thread(target=ask, name=f"{self._thread.name}-seek", daemon=True).start()
+
     def send(
         self,
         topic: str,
@@ -55,7 +71,14 @@ class Outbound:
             self._replace()
         while True:
             try:
-                self.producer.produce(topic, value=value, key=key, headers=list(headers), partition=partition, on_delivery=report)
+                self.producer.produce(
+                    topic,
+                    value=value,
+                    key=key,
+                    headers=headers if isinstance(headers, list) else list(headers),
+                    partition=partition,
+                    on_delivery=report,
+                )
                 return
             except BufferError:
                 if self._halt.wait(0.01):

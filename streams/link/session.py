@@ -99,6 +99,8 @@ class Session:
             "down": Outbound(partial(self.leaf.producer, linger_ms=1), "down"),
         }
         up = [mirror for mirror in self.mirrors if mirror.direction == "up"]
+        for name, mine in (("urgent", up[:1]), ("up", up[1:])):
+            self.outbounds[name].seek([mirror.target.name for mirror in mine], lambda: self.wire.breaker is not Breaker.CLOSED)
         for priority, mirror in enumerate(up):
             self.lanes.append(Lane(self, mirror, priority))
         self.lanes += [Lane(self, mirror, 0) for mirror in self.mirrors if mirror.direction == "down"]
