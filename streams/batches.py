@@ -35,7 +35,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from mode import Service
 
 from streams import telemetry
-from streams.clients import Clients
+from streams.clients import BrokerUnavailable, Clients
 from streams.handover import Batch, Handover
 from streams.message import KafkaRecord, readable
 from streams.starts import PASSING, Lost, Mark, Place, Starts
@@ -48,7 +48,8 @@ log = logging.getLogger("headwater.batches")
 FULL_WAIT_S = 0.25  # how long the thread waits for room before it pauses: a pause throws away what was fetched ahead
 REOFFER_S = 5.0
 STOP_S = 10.0  # what batches in work get to end when the source is stopped
-REJOIN_S = (20.0, 480.0)  # how long a consumer waits to be taken in; twice as long each time, since others may have good reasons
+REJOIN_S = (20.0, 120.0)  # how long a consumer waits to be taken in; twice as long each time, since others may have good reasons
+ASK_S = 2.0
 COMMIT_PATIENCE_S = 60.0  # an unanswered commit holds back the next one for so long, so that an outage does not pile them up
 
 
@@ -114,6 +115,7 @@ class BatchSource(Service):
         self._halted_at = float("inf")
         self._ended = threading.Event()
         self._starts = Starts(self.topics, on_lost, self._halt, clients)
+        self._current: Consumer | None = None
         self._outside_since: float | None = None  # since when the group has given us nothing, not even "nothing for you"
         self._rejoin_s = REJOIN_S[0]
         self._thread: threading.Thread | None = None
@@ -177,7 +179,8 @@ class BatchSource(Service):
             last_commit = time.monotonic()
             while not self._halt.is_set():
                 if self._waits_in_vain():
-                    consumer.close()
+                    self._current = None
+                    threading.Thread(target=consumer.close, name=f"{self.group}-given-up", daemon=True).start()  # it may take minutes
                     consumer = self._join()
                 if self._has_room(consumer):
                     self._take(consumer)
@@ -191,12 +194,18 @@ class BatchSource(Service):
     def _join(self) -> Consumer:
         self._outside_since = time.monotonic()
         consumer = self.clients.consumer(self.group, **{"on_commit": self._on_commit, **self.settings})
+        self._current = consumer
         consumer.subscribe(list(self.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost_partitions)
         return consumer
 
     def _waits_in_vain(self) -> bool:
-        """Whether the group has not taken us in for so long that a new client is to try."""
+        """Whether the group has not taken us in for so long that a new client is to try; while the broker is away none could."""
         if self._outside_since is None or time.monotonic() - self._outside_since < self._rejoin_s:
+            return False
+        self._outside_since = time.monotonic()
+        try:
+            self.clients.cluster([], timeout_s=ASK_S)
+        except BrokerUnavailable:
             return False
         log.warning("the group has not taken us in; a new client tries", extra={"group": self.group, "waited_s": round(self._rejoin_s)})
         self._rejoin_s = min(REJOIN_S[1], 2 * self._rejoin_s)
@@ -319,6 +328,8 @@ class BatchSource(Service):
     # ---- rebalances, called within poll() and close()
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._current:
+            return  # it was given up, and is told so late
         for partition in partitions:
             place = (partition.topic, partition.partition)
             self._epoch[place] = self._epoch.get(place, 0) + 1
@@ -337,6 +348,8 @@ class BatchSource(Service):
         log.info("partitions assigned", extra={"group": self.group, "partitions": len(places)})
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._current:
+            return
         places = [(p.topic, p.partition) for p in partitions]
         start = time.monotonic()
         drained = self._drain(places)
@@ -348,6 +361,8 @@ class BatchSource(Service):
         )
 
     def _on_lost_partitions(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._current:
+            return
         self._forget([(p.topic, p.partition) for p in partitions])
         log.warning("partitions lost: the group went on without us", extra={"group": self.group, "partitions": len(partitions)})
 

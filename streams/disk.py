@@ -46,7 +46,8 @@ log = logging.getLogger("headwater.disk")
 
 POLL_S = 1.0
 HOLD_S = 15.0  # so long there must be room before a level is left
-RELIEF_S = 10.0  # between deletions: Kafka looks at what may be freed every half minute
+RELIEF_S = 10.0  # between deletions
+SHED_S = 75.0  # between two halvings of what waits: Kafka looks at what may be freed every half minute, and only then is there room or not
 STAGE = REASON = "disk"
 SHED = "the leaf's disk is low: the region is not asked"  # what a verdict says
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -270,11 +271,12 @@ class Relief:
         Writes the drops.
     """
 
-    def __init__(self, topology: Topology, clients: Clients, sink: Sink) -> None:
+    def __init__(self, topology: Topology, clients: Clients, sink: Sink, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.topology, self.clients, self.sink = topology, clients, sink
         config = topology.config
         self._region = Clients(config.link.region, f"{topology.site}.disk") if config.link is not None else None
         self._said = threading.Event()
+        self._clock, self._shed_at = clock, float("-inf")
 
     def __call__(self, level: Level) -> None:
         """Make room; what cannot be asked or deleted now is tried again the next time."""
@@ -294,8 +296,9 @@ class Relief:
             read = settled_offsets(self.clients, self.topology.group(Role.LEAF))
             answered = {place: each.offset for place, each in read.items() if place[0] == frames.name}
             self._delete([frames], answered, "answered")
-        if level >= Level.BACKLOG:  # before the region is asked, which may be away
+        if level >= Level.BACKLOG and self._clock() - self._shed_at >= SHED_S:  # before the region is asked, which may be away
             self._shed(lanes[0], info)
+            self._shed_at = self._clock()
         self._delete(lanes, self._carried(lanes, info), "carried")
 
     def _carried(self, lanes: list[Topic], info: ClusterInfo) -> dict[tuple[str, int], int]:

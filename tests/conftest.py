@@ -17,6 +17,11 @@ from infra.kafka.settings import BrokerSettings
 from schemas.config import Kafka
 
 
+def pytest_sessionfinish() -> None:
+    """What Kafka clients still say when their brokers are gone after the last test is nobody's; pytest's summary stands last."""
+    logging.lastResort = None
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """A command that runs within a test sets the logs of the process up as it wants them; the next test finds them as they were."""

@@ -80,17 +80,23 @@ class Carried:
             with self._lock:
                 self._waiting = (self._waiting | Intervals([(first, last)])) - self._settled
 
-    def drop_below(self, low: int) -> list[Pair]:
-        """Settle what is no longer in the log, and return it: the ranges below `low` that wait."""
+    def below(self, low: int) -> list[Pair]:
+        """Hand out what is no longer in the log: the ranges below `low` that wait. They are settled by whoever has explained them."""
         with self._lock:
             lost = self._waiting & Intervals([(0, low - 1)]) if low > 0 else Intervals()
             if self.next < low:
                 lost.add(self.next, low - 1)
                 self.next = low
             self._waiting = self._waiting - lost
-            for first, last in lost.pairs():
-                self._settle(first, last)
             return lost.pairs()
+
+    def drop_below(self, low: int) -> list[Pair]:
+        """Settle what is no longer in the log, and return it."""
+        lost = self.below(low)
+        with self._lock:
+            for first, last in lost:
+                self._settle(first, last)
+        return lost
 
     # ---- settling
 
@@ -108,10 +114,11 @@ class Carried:
 
     # ---- what is known
 
-    def position(self) -> tuple[int, tuple[Pair, ...]]:
-        """The offset after the highest that is settled, and the gaps below it: what a link that starts here has still to carry."""
+    def position(self, *, peek: bool = False) -> tuple[int, tuple[Pair, ...]]:
+        """The offset after the highest that is settled, and the gaps below it: what a link that starts here has still to carry. Whoever
+        peeks does not write it down: it still counts as changed."""
         with self._lock:
-            self.changed = False
+            self.changed = self.changed and peek
             top = self._settled.last()[1] + 1 if self._settled else 0
             gaps = (Intervals([(0, top - 1)]) - self._settled).pairs() if top else []
         return top, tuple(_fewer(gaps, MAX_GAPS))

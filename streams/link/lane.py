@@ -190,8 +190,8 @@ class Lane(threading.Thread):
     # ---- what is new
 
     def _read_live(self, live: Consumer) -> None:
-        count = self._count() - sum(len(records) for records in self._held.values())
-        if count <= 0:
+        count = self._count()
+        if self.ordered and sum(map(len, self._held.values())) >= count:
             return
         idle = self._idle()
         first = live.poll(0.5 if idle else 0)
@@ -205,6 +205,15 @@ class Lane(threading.Thread):
             else:
                 record = readable(cast(KafkaRecord, message))
                 self._held.setdefault(record.partition(), []).append(record)
+        if not self.ordered:
+            self._let_go(count)
+
+    def _let_go(self, count: int) -> None:
+        """What has gathered behind a batch that is not acknowledged becomes a gap, so that one partition does not hold up the others."""
+        for partition, records in list(self._held.items()):
+            if len(records) >= count and not self._under_way.free(partition):
+                self.tracks[partition].jump(records[-1].offset() + 1)
+                del self._held[partition]
 
     def _send_live(self, live: Consumer) -> bool:
         """Send what is new of those partitions of which nothing is under way; returns whether anything was done."""
@@ -317,6 +326,10 @@ class Lane(threading.Thread):
         batch = Batch(track, partition, first, last, [ready(record, shift_ms) for record in records], self.arrived, self.outbound.failed)
         self.average += 0.1 * (batch.size / len(records) - self.average)
         self.gate.enter(self.priority, batch.size, urgent=self.urgent)
+        if self.expires and any(map(self._is_expired, records)):  # it may have waited there for a whole outage
+            self.gate.left(batch.size)
+            self._send(track, partition, first, last, records)
+            return
         batch.sent_s = time.monotonic()
         self._under_way.sent(partition)
         name, send = self.mirror.target.name, self.outbound.send
@@ -340,11 +353,13 @@ class Lane(threading.Thread):
         kept: list[KafkaRecord] = []
         expired: list[KafkaRecord] = []
         for record in records:
-            age_s = self.clock.age_s(record.timestamp()[1])
-            (expired if self._ttl_s(record) < age_s else kept).append(record)
+            (expired if self._is_expired(record) else kept).append(record)
         if expired:
             self.explain(expired[0].partition(), [(record.offset(), record.offset()) for record in expired], "ttl")
         return kept
+
+    def _is_expired(self, record: KafkaRecord) -> bool:
+        return self._ttl_s(record) < self.clock.age_s(record.timestamp()[1])
 
     def _ttl_s(self, record: KafkaRecord) -> float:
         try:

@@ -47,10 +47,13 @@ class Outbound:
         (librdkafka 2.16) forgets what it knew of them, and asks only once a second; asked by us, it does so as soon as one is there."""
 
         def ask() -> None:
-            while not self._halt.wait(SEEK_S):
+            pause_s = SEEK_S
+            while not self._halt.wait(pause_s):
+                pause_s = SEEK_S
                 try:
                     for topic in topics if away() else ():
                         self.producer.list_topics(topic, timeout=SEEK_LIMIT_S)
+                        pause_s = SEEK_LIMIT_S  # found: if it counts as away still, asking more often does not change that
                 except KafkaException:
                     continue  # it is away still
 
@@ -102,7 +105,8 @@ class Outbound:
                 return
             log.warning("the link's producer has failed for good and is replaced")
             self.producer.purge()
-            self.producer.flush(1.0)  # what was with it is reported as refused
+            while self.producer.flush(1.0) and not self._halt.is_set():
+                log.warning("the producer that has failed still holds %d records", len(self.producer))  # each is reported as refused
             self.producer = self._make()
             self._broken.clear()
 

@@ -119,7 +119,8 @@ class Session:
         if answers and self.outbounds:
             for outbound in self.outbounds.values():
                 outbound.flush(max(0.1, min(1.0, until - time.monotonic())))
-            self.write_positions(hint=True)
+            if self.carrying.is_set():  # else they are another link's to write
+                self.write_positions(hint=True)
             for outbound in (self.outbounds["urgent"], self.outbounds["down"]):
                 outbound.flush(max(0.1, min(1.0, until - time.monotonic())))
         for outbound in self.outbounds.values():
@@ -197,14 +198,16 @@ class Session:
 
     def lose(self, lane: Lane, partition: int, track: Carried, low: int) -> None:
         """Explain what retention removed below `low` before it was carried, and go on there."""
-        ranges = track.drop_below(low)
+        ranges = track.below(low)
         if not ranges:
             return
         log.error(
             "retention removed records before the link carried them",
             extra={"lane": lane.mirror.source.name, "partition": partition, "first": ranges[0][0], "last": ranges[-1][1], "ranges": ranges},
         )
-        lane.explain(partition, ranges, "retention")
+        lane.explain(partition, ranges, "retention")  # before a position may say that they are seen to
+        for first, last in ranges:
+            track.settle(first, last, track.epoch)
 
     # ---- where to begin
 
@@ -300,9 +303,9 @@ class Session:
                 if hint and lane.mirror.direction == "up":
                     self._hint(lane, partition, track)
 
-    def _position(self, lane: Lane, partition: int, track: Carried) -> Position:
+    def _position(self, lane: Lane, partition: int, track: Carried, *, peek: bool = False) -> Position:
         assert lane.info is not None
-        offset, gaps = track.position()
+        offset, gaps = track.position(peek=peek)
         source = lane.mirror.source.name
         return Position(
             cluster=lane.info.id,
@@ -330,9 +333,7 @@ class Session:
         outbound.send(topic.name, key_of(position), position.to_bytes(), headers, 0, report)
 
     def _hint(self, lane: Lane, partition: int, track: Carried) -> None:
-        changed = track.changed
-        position = self._position(lane, partition, track)
-        track.changed = changed
+        position = self._position(lane, partition, track, peek=True)
         state = position.next_offset, position.backfill
         if self._hinted.get((position.topic, partition)) == state or not position.next_offset:
             return

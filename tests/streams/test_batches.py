@@ -302,6 +302,38 @@ def test_after_a_power_cut_what_was_written_since_is_read(make_rig: Callable[[Ka
         broker.stop()
 
 
+def test_a_source_whose_broker_stood_still_goes_on(
+    make_rig: Callable[[Kafka], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So long that the group is lost; no new client is made while none could do better."""
+    monkeypatch.setattr(batches, "REJOIN_S", (1.0, 4.0))
+    with Broker(BrokerSettings(name="still", folder=tmp_path / "still", port=0)) as broker:
+        rig = make_rig(broker.kafka)
+        topic, group = rig.topic("in"), f"{rig.prefix}group"
+        rig.put(topic, [b"%d" % number for number in range(10)])
+        seen: list[int] = []
+
+        async def feed(batch: Batch) -> None:
+            if batch.take():
+                seen.extend(record.offset() for record in batch.records)
+                batch.done()
+
+        assert broker.pid is not None
+        with rig.Host(source(rig, topic, feed)):
+            rig.until(lambda: rig.committed(group, topic) == {0: 10}, "the commit")
+            os.kill(broker.pid, signal.SIGSTOP)
+            try:
+                rig.until(lambda: "partitions lost" in caplog.text, "a group that went on without it")
+                begun = time.monotonic()
+                rig.until(lambda: time.monotonic() - begun > 4, "a while")
+                assert "a new client tries" not in caplog.text
+            finally:
+                os.kill(broker.pid, signal.SIGCONT)
+            rig.put(topic, [b"%d" % number for number in range(10, 30)])
+            rig.until(lambda: rig.committed(group, topic) == {0: 30}, "the commit of what came afterwards")
+    assert sorted(set(seen)) == list(range(30))
+
+
 @pytest.mark.parametrize("written", [5, 40])  # fewer records than the commit says, and more
 def test_a_topic_that_was_made_anew_is_read_from_its_beginning(rig: Any, written: int) -> None:
     """A commit that is sent after the topic was replaced is about the old one: by its offset and epoch alone nothing would tell."""
