@@ -13,7 +13,6 @@ from infra.faults.rounds import Act, Broken, Fault, Setting
 from infra.faults.service import FaultDidNotHappen
 
 VICTIMS = ("producer", "leaf agent", "leaf resolver", "link", "region agent", "region resolver", "leaf broker", "region broker")
-WORKER_RESUMES_S = 12.0  # the goal after `kill -9` of the leaf's agent
 
 
 def kill(victim: str) -> Act:
