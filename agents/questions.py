@@ -63,6 +63,7 @@ class Questions:
         self.shedding = shedding or Unguarded()
         self.asks = config.link is not None and config.policy.mode != "off"
         self.settings, self.budgets, self.reach = config.policy, budgets, reach
+        self.side, self.quality = config.evidence.side or 512, config.evidence.quality or 40
         self.policy = policy if self.asks else Never()
         self.evidence_bytes = 16_000.0  # expected size of one look's evidence; follows what is measured
         self._ordinary, self._urgent = role.write("escalations"), role.write("escalations.alerts")
@@ -139,7 +140,7 @@ class Questions:
         settings, frame, start = self.settings, question.frame, time.perf_counter()
         try:
             evidence = await asyncio.get_running_loop().run_in_executor(
-                self._encoder, lambda: encode_frame(frame.jpeg, side=settings.evidence_side, quality=settings.evidence_quality)
+                self._encoder, lambda: encode_frame(frame.jpeg, side=self.side, quality=self.quality)
             )
             asked = escalate(
                 frame,

@@ -15,6 +15,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, field
 
+from schemas.config_cascade import MAX_BYTES
+from schemas.config_cascade import Evidence as Evidence
+from schemas.config_cascade import Policy as Policy
+from schemas.config_cascade import Redact as Redact
 from schemas.errors import Fault
 from schemas.faults import expectation, faults
 from schemas.messages import Tier
@@ -24,7 +28,6 @@ from schemas.rules import Rule, Zone
 _strict = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
 MAX_FILE_BYTES = 1 << 20
 YEARS_S = 10 * 365 * 86_400  # no retention is longer
-MAX_BYTES = 1 << 50
 
 SiteName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z", title="1 to 64 of lower-case letters, digits and '-'")]
 Bootstrap = Annotated[
@@ -186,45 +189,6 @@ class Detector(msgspec.Struct, **_strict):
     fallbacks: tuple[Fallback, ...] = ()
 
 
-class Policy(msgspec.Struct, **_strict):
-    """What is worth asking the region."""
-
-    mode: Annotated[Literal["budgeted", "off"], Meta(description="off: the leaf decides everything alone")] = "budgeted"
-    budget_bytes_per_s: Annotated[int, Meta(ge=1, le=MAX_BYTES, description="bytes of evidence a second, over all sources of the site")] = (
-        64 << 10
-    )
-    burst_s: Annotated[float, Meta(gt=0, le=600, description="seconds of unspent budget that may be spent at once")] = 5.0
-    inferences_per_s: Annotated[
-        float, Meta(gt=0, le=1e6, description="looks a second to ask for until the region has announced its capacity")
-    ] = 2.0
-    unsure_from: Annotated[float, Meta(ge=0, le=1, description="detections with a score from here ...")] = 0.3
-    unsure_to: Annotated[float, Meta(ge=0, le=1, description="... to here make a frame uncertain")] = 0.55
-    deadline_ms: Annotated[
-        int, Meta(ge=100, le=30 * 86_400_000, description="how long an answer of the region is waited for; then the result is 'unanswered'")
-    ] = 10_000
-    ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400, description="how long an escalation is worth sending")] = 86_400.0
-    region_away: Annotated[
-        Literal["final", "wait"],
-        Meta(
-            description="while the region is away: final: what is unsure is answered finally, with a note; wait: it waits for an answer "
-            "until deadline_ms, as always"
-        ),
-    ] = "final"
-    away_backlog_s: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=30 * 86_400,
-            description="while the region is away: seconds for which unsure frames are still kept for it; after that only frames of "
-            "alerts, and those that no model here could judge",
-        ),
-    ] = 600.0
-    evidence_side: Annotated[
-        int, Meta(ge=32, le=8192, description="side in pixels that evidence is scaled to: the region's input size")
-    ] = 512
-    evidence_quality: Annotated[int, Meta(ge=1, le=100, description="JPEG quality of evidence")] = 40
-
-
 class SecondRegion(msgspec.Struct, **_strict):
     """A region that takes over when the first is away; it has this site in its list too."""
 
@@ -317,6 +281,8 @@ class SiteConfig(msgspec.Struct, **_strict):
     shared_zones: tuple[SharedZone, ...] = ()
     incidents: Incidents = field(default_factory=Incidents)
     policy: Policy = field(default_factory=Policy)
+    evidence: Evidence = field(default_factory=Evidence)
+    redact: tuple[Redact, ...] = ()
     link: Link | None = None
     region: Region = field(default_factory=Region)
     disk: Disk = field(default_factory=Disk)
@@ -337,8 +303,10 @@ class SiteConfig(msgspec.Struct, **_strict):
             except ValueError as error:
                 yield f"$.rules[{index}].zone is {shown(rule.zone)}: {error}"
         yield from self._crossing_zones()
-        if self.policy.unsure_from > self.policy.unsure_to:
-            yield f"$.policy.unsure_from is {self.policy.unsure_from}: expected at most unsure_to, which is {self.policy.unsure_to}"
+        for index, each in enumerate(self.redact):
+            yield from each.wrong(f"$.redact[{index}]")
+        yield from self.policy.wrong("$.policy")
+        yield from self.evidence.wrong("$.evidence")
         if self.tier == "region" and self.link is not None:
             yield "$.link is set on a region: expected none, since the leaf dials; [link] belongs into the leaf's file"
         if self.tier == "region" and not self.region.sites:

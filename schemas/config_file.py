@@ -29,11 +29,18 @@ _EXAMPLES = {
 # name = "gate"
 # sources = ["cam-1", "cam-2"]
 """,
+    "redact": """\
+# [[redact]]
+# label = "person"
+# how = "blur"
+""",
     "detector.fallbacks": """\
 # [[detector.fallbacks]]
 # sizes = [160]
 """,
 }
+
+_NOT_FOR = {"leaf": {"region"}, "region": {"link", "rules", "ingress", "policy", "evidence", "redact"}}
 
 
 def document(values: Mapping[str, Any]) -> str:
@@ -50,7 +57,7 @@ def document(values: Mapping[str, Any]) -> str:
         "# What stands in a comment is the default: take the # away to change it.",
         "",
     ]
-    lines += _table(SiteConfig, "", values, skip={"leaf": {"region"}, "region": {"link", "rules", "ingress", "policy"}}[tier])
+    lines += _table(SiteConfig, "", values, skip=_NOT_FOR[tier])
     return "\n".join(lines) + "\n"
 
 
