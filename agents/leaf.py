@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -67,6 +68,7 @@ class _Failed(msgspec.Struct, frozen=True):
 
 
 Ready = asyncio.Queue[Emitted | Rejected | _Failed]
+Rest = Coroutine[Any, Any, None]
 
 
 class Leaf:
@@ -185,14 +187,15 @@ class Leaf:
         telemetry.STAGE_SECONDS.labels("wait").observe(age_s)
 
     async def _finish(self, source: str, taken: list[_Taken], ready: Ready) -> None:
-        """Finish one source's frames of a batch in their order, after those of earlier batches. Evidence is encoded beside it."""
+        """Finish one source's frames of a batch in their order, after those of earlier batches. Evidence is encoded beside it, and the
+        record of a clip's first frame stays open until the clip is written."""
         dropped: dict[str, list[_Taken]] = {}
-        async with asyncio.TaskGroup() as questions:
+        async with asyncio.TaskGroup() as beside:
             async with self._turn(source):
                 for each in taken:
                     try:
                         seen = await each.look
-                        question = await self._unjudged(each) if seen is None else await self._answer(each, seen, ready)
+                        rest = self._ask_unjudged(each, ready) if seen is None else await self._answer(each, seen, ready)
                     except Stale:
                         dropped.setdefault(STALE, []).append(each)
                     except Shed:
@@ -204,8 +207,8 @@ class Leaf:
                     except Exception as error:  # noqa: BLE001 - handed to `work`, which raises it to delivery
                         await ready.put(_Failed(error))
                     else:
-                        if question is not None:
-                            questions.create_task(self._escalate(each, question, ready))
+                        if rest is not None:
+                            beside.create_task(rest)
             for reason, frames in dropped.items():
                 await self._explain(frames, reason, ready)
 
@@ -233,8 +236,8 @@ class Leaf:
         for item in items:
             await ready.put(item)
 
-    async def _answer(self, taken: _Taken, seen: Seen, ready: Ready) -> Question | None:
-        """Put a frame's alerts, verdict and pictures; returns the question that is to follow them, if one is asked."""
+    async def _answer(self, taken: _Taken, seen: Seen, ready: Ready) -> Rest | None:
+        """Put a frame's alerts, verdict and pictures; returns what is to follow them, beside the frames that come next."""
         index, frame, trace, detections = taken.index, taken.frame, taken.frame.traceparent, seen.look.detections
         telemetry.observe_stages({**seen.look.stages._asdict(), "look": seen.look.stages.total_s})
         alerts = self.rules.judge(frame, detections, seen.digest, age_s=self.clock.age_s(taken.appended_ms))
@@ -247,22 +250,42 @@ class Leaf:
         asked = wish.reason is not None
         await ready.put(Emitted(index, (outputs.answer(self.verdicts, verdict, trace),), finished=not asked and not alerts))
         telemetry.VERDICTS.labels(verdict.status).inc()
+        question = None
+        if wish.reason is not None:
+            question = Question(frame, verdict, wish.reason, ids(alerts), wish.reserved_bytes, seen.look.watched)
+        kept = alerts if self.questions.shedding.allows("alerts.evidence") else []
+        if kept and self.config.redact:
+            return self._show(taken, kept, seen, question, ready)
         if alerts:
-            kept = alerts if self.questions.shedding.allows("alerts.evidence") else ()
             pictures = tuple(outputs.picture(self.pictures, alert.id, frame) for alert in kept)
             await ready.put(Emitted(index, pictures, finished=not asked))
-        if wish.reason is not None:
-            return Question(frame, verdict, wish.reason, ids(alerts), wish.reserved_bytes)
+        if question is not None:
+            return self._escalate(taken, question, ready)
         telemetry.STAGE_SECONDS.labels("record").observe(self.clock.age_s(taken.appended_ms))
         return None
 
-    async def _unjudged(self, taken: _Taken) -> Question:
-        """The question about a frame that no model here could look at. Its verdict says that nobody has, so that any answer stands above
-        it; it goes with the evidence, since only that shows whether the frame can be judged at all. Raises `_NobodyLooks`."""
-        reserved = self.questions.unjudged()
+    async def _show(self, taken: _Taken, alerts: list[Alert], seen: Seen, question: Question | None, ready: Ready) -> None:
+        """Put the pictures of alerts with what may not be seen in them covered, then what is asked."""
+        try:
+            shown = await self.questions.shown(taken.frame, seen.look.watched)
+        except Exception as error:  # noqa: BLE001 - handed to `work`, which raises it to delivery
+            if question is not None:
+                self.questions.drop(question)
+            await ready.put(_Failed(error))
+            return
+        pictures = () if shown is None else tuple(outputs.picture(self.pictures, alert.id, shown) for alert in alerts)
+        await ready.put(Emitted(taken.index, pictures, finished=question is None))
+        if question is not None:
+            await self._escalate(taken, question, ready)
+
+    def _ask_unjudged(self, taken: _Taken, ready: Ready) -> Rest:
+        """Ask about a frame that no model here could look at. Its verdict says that nobody has, so that any answer stands above it; it goes
+        with the evidence, since only that shows whether the frame can be judged at all. Raises `_NobodyLooks`."""
+        reserved = self.questions.unjudged(taken.frame.source)
         if reserved is None:
             raise _NobodyLooks
-        return Question(taken.frame, _unseen(taken.frame, self.config), Reason.UNJUDGED, (), reserved)
+        question = Question(taken.frame, _unseen(taken.frame, self.config), Reason.UNJUDGED, (), reserved)
+        return self._escalate(taken, question, ready)
 
     def _verdict(self, frame: Frame, seen: Seen, wish: Wish, *, alerted: bool) -> Verdict:
         """What the leaf believes. It is provisional while the region's answer is waited for: for a frame that is asked about, and for that
@@ -288,12 +311,14 @@ class Leaf:
         )
 
     async def _escalate(self, taken: _Taken, question: Question, ready: Ready) -> None:
-        """Put the escalation of a frame, when its evidence is encoded; no look waits for that."""
+        """Put the escalation of a frame, when its evidence is encoded; no look waits for that. A frame whose clip another one's record
+        writes is finished with that."""
         outgoing: list[Output] = []
         try:
             if question.reason is Reason.UNJUDGED:
                 outgoing.append(outputs.answer(self.verdicts, question.verdict, taken.frame.traceparent))
-            outgoing.append(await self.questions.write(question))
+            escalation = await self.questions.write(question)
+            outgoing += [] if escalation is None else [escalation]
         except UndecodableImage as error:
             await ready.put(Rejected(taken.index, error, str(taken.frame.id)))
             return

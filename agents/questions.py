@@ -1,40 +1,28 @@
 """What the region is asked: a reason from the policy, both budgets, the way there, and the evidence that goes with the question.
 
-Evidence is encoded beside the looks, in a thread that lets them go first. When a frame is asked about at all is decided here; what its
-verdict says of that is the leaf's.
+When a frame is asked about at all is decided here; how its evidence is made is `agents.cascade.evidence`'s, and what its verdict says of
+that is the leaf's.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from agents.cascade.budgets import Budgets
-from agents.cascade.evidence import encode_frame, escalate
+from agents.cascade.evidence.writing import Question as Question
+from agents.cascade.evidence.writing import Writing
 from agents.cascade.policy import Never, Policy
-from agents.pools import patient_pool
 from agents.reach import Reach
 from schemas.config import SiteConfig
-from schemas.detections import Detections
+from schemas.detections import Detection, Detections
 from schemas.frames import Frame
-from schemas.messages import Alert, Control, Reason, Verdict
-from streams import outputs, telemetry
+from schemas.messages import Alert, Control, Reason
+from streams import telemetry
 from streams.disk import Shedding, Unguarded
 from streams.sink import Output
 from streams.topology import RoleView
-
-
-class Question(msgspec.Struct, frozen=True):
-    """What the region is to be asked about a frame, and what of the byte budget is set aside for it."""
-
-    frame: Frame
-    verdict: Verdict
-    reason: Reason
-    alerts: tuple[str, ...]
-    reserved_bytes: float
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -63,22 +51,26 @@ class Questions:
         self.shedding = shedding or Unguarded()
         self.asks = config.link is not None and config.policy.mode != "off"
         self.settings, self.budgets, self.reach = config.policy, budgets, reach
-        self.side, self.quality = config.evidence.side or 512, config.evidence.quality or 40
         self.policy = policy if self.asks else Never()
         self.evidence_bytes = 16_000.0  # expected size of one look's evidence; follows what is measured
-        self._ordinary, self._urgent = role.write("escalations"), role.write("escalations.alerts")
-        self._encoder = patient_pool("evidence")
+        self.evidence = Writing(config, role.write("escalations"), role.write("escalations.alerts"))
         self._share = 1.0  # of the site's frames that this process serves, and so of its budgets
         self._announced = budgets.inferences.rate
 
     def close(self) -> None:
-        self._encoder.shutdown(wait=True, cancel_futures=True)
+        self.evidence.close()
+
+    @property
+    def held_batches(self) -> int:
+        """Batches that may be in flight beyond those in work: each open clip holds the one that its first frame came with."""
+        return self.evidence.settings.open_clips if self.evidence.forms.may_clip else 0
 
     # ---- budgets
 
     def heed(self, control: Control) -> bool:
-        """What the region announced: how many looks a second it can afford for the site. True if that is news."""
+        """What the region announced: how many looks a second it can afford for the site, and at which size. True if that is news."""
         news = control.inferences_per_s != self._announced
+        self.evidence.heed(control)
         self._announced = control.inferences_per_s
         self._divide()
         return news
@@ -112,10 +104,12 @@ class Questions:
             reason = None
         return Wish(wanted, self._afforded(reason, size), away_s is not None, size, shed)
 
-    def unjudged(self) -> float | None:
-        """The bytes set aside if the region is to be asked about a frame that nobody here could judge; None if it cannot be."""
+    def unjudged(self, source: str) -> float | None:
+        """The bytes set aside if the region is to be asked about a frame that nobody here could judge; None if it cannot be: where objects
+        are to be covered, nobody knows where they are."""
         size = self.evidence_bytes
-        return size if self.asks and self.shedding.allows("escalations") and self._afforded(Reason.UNJUDGED, size) else None
+        may = self.asks and not self.evidence.redaction.needs_look(source) and self.shedding.allows("escalations")
+        return size if may and self._afforded(Reason.UNJUDGED, size) else None
 
     def _afforded(self, reason: Reason | None, size: float) -> Reason | None:
         if reason is None:
@@ -129,39 +123,44 @@ class Questions:
 
     # ---- asking
 
-    async def write(self, question: Question) -> Output:
-        """Encode a frame's evidence and make the escalation of it. If that fails, what was set aside is given back.
+    async def write(self, question: Question) -> Output | None:
+        """Make the evidence of a frame and the escalation of it; None if it is in a clip that another one's caller writes. The bytes that
+        were set aside become those that it takes; if it fails, they are given back.
 
         Raises
         ------
         UndecodableImage
             If the frame is not a whole JPEG.
         """
-        settings, frame, start = self.settings, question.frame, time.perf_counter()
+        known = False
+
+        def spent(size: int) -> None:
+            nonlocal known
+            known = True
+            if not size:  # the frame is in a clip already, and was paid for
+                self.drop(question)
+                return
+            self.budgets.bytes.spend(size - question.reserved_bytes)
+            self.evidence_bytes += 0.1 * (size - self.evidence_bytes)
+
         try:
-            evidence = await asyncio.get_running_loop().run_in_executor(
-                self._encoder, lambda: encode_frame(frame.jpeg, side=self.side, quality=self.quality)
-            )
-            asked = escalate(
-                frame,
-                evidence,
-                question.verdict,
-                reason=question.reason,
-                deadline_ms=settings.deadline_ms,
-                ttl_s=settings.ttl_s,
-                alerts=question.alerts,
-            )
-            topic = self._urgent if question.reason is Reason.ALERT else self._ordinary
-            output = outputs.escalation(topic, asked, evidence, frame.traceparent)
+            return await self.evidence.write(question, self._look_bytes(), spent)
         except BaseException:
-            self.budgets.refund(question.reserved_bytes)
+            if not known:
+                self.drop(question)
             raise
-        telemetry.STAGE_SECONDS.labels("evidence").observe(time.perf_counter() - start)
-        self.budgets.bytes.spend(len(evidence) - question.reserved_bytes)
-        self.evidence_bytes += 0.1 * (len(evidence) - self.evidence_bytes)
-        telemetry.ESCALATIONS.labels(question.reason).inc()
-        telemetry.ESCALATION_BYTES.inc(len(evidence))
-        return output
+
+    def drop(self, question: Question) -> None:
+        """A question that is not asked after all: what was set aside for it is given back."""
+        self.budgets.refund(question.reserved_bytes)
+
+    async def shown(self, frame: Frame, watched: Sequence[Detection] | None) -> Frame | None:
+        """The frame as it may be shown elsewhere: covered where the site's file says so; None if it may not be shown at all."""
+        return await self.evidence.shown(frame, watched)
+
+    def _look_bytes(self) -> float:
+        """What a look may cost where both budgets are used up: bytes a second for each look a second."""
+        return self.budgets.bytes.rate / max(self.budgets.inferences.rate, 1e-3)
 
 
 def ids(alerts: Iterable[Alert]) -> tuple[str, ...]:

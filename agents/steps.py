@@ -4,12 +4,15 @@ leaf runs is `agents.ladder`'s (which one judges) and `agents.sight`'s (who look
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from agents.inference.detector import Detector, load, name_of
+from agents.cascade.evidence.redaction import watch_of
+from agents.inference.detector import Detector, Watch, check_watch, labels_of, load, name_of
 from agents.models import store
+from agents.models.labels import InvalidLabels
 from schemas.config import Detector as Settings
 from schemas.config import Engine, SiteConfig
 
@@ -61,12 +64,25 @@ def _fallback(detector: Settings, fallback: msgspec.Struct) -> Settings:
 
 
 def rungs_of(config: SiteConfig, models: Path) -> list[Rung]:
-    """The steps of a leaf's ladder: every engine for the first model, then every engine for the next."""
+    """The steps of a leaf's ladder: every engine for the first model, then every engine for the next.
+
+    Raises
+    ------
+    InvalidLabels
+        If what must be covered in pictures is a class that one of the models does not know.
+    """
+    watch = watch_of(config.redact)
+    for settings in models_of(config.detector):
+        try:
+            labels = chain.from_iterable(labels_of(settings))
+        except InvalidLabels:
+            continue  # loading the model will say so
+        check_watch(watch, settings.name or name_of(settings), labels)
     return [
         Rung(
             label=f"{settings.name or name_of(settings)} on {engine}",
             model=number,
-            load=_loader(settings, msgspec.structs.replace(config.engine, prefer=(engine,)), models),
+            load=_loader(settings, msgspec.structs.replace(config.engine, prefer=(engine,)), models, watch),
             files=tuple(_files(settings, models)),
         )
         for number, settings in enumerate(models_of(config.detector))
@@ -74,9 +90,9 @@ def rungs_of(config: SiteConfig, models: Path) -> list[Rung]:
     ]
 
 
-def _loader(settings: Settings, engine: Engine, models: Path) -> Callable[[], Detector]:
+def _loader(settings: Settings, engine: Engine, models: Path, watch: Watch | None) -> Callable[[], Detector]:
     def ready() -> Detector:
-        detector = load(settings, engine, models)
+        detector = load(settings, engine, models, watch)
         detector.warm_up()
         return detector
 

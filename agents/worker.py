@@ -122,6 +122,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     reach = Reach()
     guard = _disk_guard(config, topology, clients, sink)
     questions = Questions(config, role, make_policy(config.policy), budgets, reach, guard)
+    in_flight = 4 + questions.held_batches
     leaf = Leaf(
         config,
         role,
@@ -171,11 +172,11 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         clients,
         [frames],
         role.group(),
-        hot_agent(app, f"{role.group()}.frames", delivery, concurrency=4),
+        hot_agent(app, f"{role.group()}.frames", delivery, concurrency=in_flight),
         on_assigned=recall,
         on_lost=explain,
         max_records=8,
-        in_flight=4,
+        in_flight=in_flight,
         settings={"fetch.message.max.bytes": frames.max_message_bytes, "queued.max.messages.kbytes": 16 << 10},
     )
     if guard is not None:

@@ -185,9 +185,15 @@ class Asked(Record, frozen=True, kw_only=True):
             raise InvalidRecord(f"Asked.detections: {error}") from None
 
 
+CLIP = "video/h264"  # content type of evidence: raw H.264 (Annex B), one frame a record. A JPEG's is `schemas.envelope.JPEG`
+
+
 class Escalation(Record, frozen=True, kw_only=True):
     """What a higher tier is asked to judge, and why. It travels in the header `escalation`; the record's value is the evidence. So
-    it is bound to `MAX_ESCALATION_BYTES`, and, unlike values that sinks read, nests what it asks about as plain JSON."""
+    it is bound to `MAX_ESCALATION_BYTES`, and, unlike values that sinks read, nests what it asks about as plain JSON.
+
+    `content_type` says what the evidence is: a JPEG, of one record, or a `CLIP`, whose n-th frame is that of the n-th record. Of a reader
+    that knows neither it is refused."""
 
     max_bytes: ClassVar[int] = MAX_ESCALATION_BYTES
 

@@ -1,4 +1,4 @@
-"""A detector: JPEG bytes in, detections and the time of each stage out. For one digest the answer depends on the bytes alone.
+"""A detector: a picture in, detections and the time of each stage out. For one digest the answer depends on the picture alone.
 
 The four stages are decode, prepare, predict and unpack; families (nanodet, yolov8, ...) bring the second and the fourth, engines the third.
 """
@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from agents.inference.candidates import suppress, to_detections, united
+from agents.inference.candidates import Candidates, suppress, to_detections, united
 from agents.inference.engines import Engine, PassedOver, open_engine
 from agents.inference.families import FAMILIES, fitting
-from agents.inference.images import decode
+from agents.inference.images import Image, decode
 from agents.inference.layouts import Family, Misfit
 from agents.inference.network import Network, UnusableModel, read_network
+from agents.inference.tensors import Pixels
 from agents.models import store
-from agents.models.labels import COCO_80, COCO_91, read_labels
+from agents.models.labels import COCO_80, COCO_91, InvalidLabels, read_labels
 from schemas.config import Detector as Settings
 from schemas.config import Engine as EngineSettings
-from schemas.detections import Detections
+from schemas.detections import Detection, Detections
 
 ANSWERS = 1  # counts changes to this room's arithmetic that change detections; part of every digest
 
@@ -42,13 +43,21 @@ class Stages(NamedTuple):
         return sum(self)
 
 
+class Watch(NamedTuple):
+    """What a detector is to tell of besides its answer: all that it sees of some classes, with scores that it does not report too."""
+
+    labels: frozenset[str]
+    min_score: float
+
+
 class Look(NamedTuple):
-    """What a detector saw in one picture."""
+    """What a detector saw in one picture. `watched` is what it saw of the classes that it watches, best first; None if it watches none."""
 
     detections: Detections
     width: int  # of the picture, in pixels
     height: int
     stages: Stages
+    watched: tuple[Detection, ...] | None = None
 
 
 class Eye(NamedTuple):
@@ -72,6 +81,8 @@ class Detector:
         Names of the classes, in the network's order.
     asked, got, passed_over
         The engines in order of preference, the one in use, and those before it with the reason.
+    watch
+        What it tells of besides its answer; that is no part of the answer, nor of the digest.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class Detector:
         self.got: str = eyes[0].engine.got
         self.passed_over: tuple[PassedOver, ...] = eyes[0].engine.passed_over
         self.digest = _digest(settings, labels, model_digest, [eye.engine.got for eye in eyes])
+        self.watch: Watch | None = None
         # what a family answers once for each object needs no suppression, unless several sizes answer
         self._doubles = family.NAME in ("nanodet", "yolov8") or len(eyes) > 1
 
@@ -111,24 +123,42 @@ class Detector:
         """
         started = time.perf_counter()
         image = decode(jpeg, max(self.sizes))
+        return self._look(image, time.perf_counter() - started)
+
+    def look_at(self, pixels: Pixels) -> Look:
+        """Detect what is in one picture that is decoded already (BGR), such as a frame of a clip. Raises `EngineFailed` as `look` does."""
+        return self._look(Image(pixels, pixels.shape[1], pixels.shape[0]), 0.0)
+
+    def _look(self, image: Image, decode_s: float) -> Look:
         decoded = time.perf_counter()
         prepare_s = predict_s = 0.0
         parts = []
+        least = self._settings.min_score if self.watch is None else min(self._settings.min_score, self.watch.min_score)
         for eye in self._eyes:
             before = time.perf_counter()
             tensor, placement = self._family.prepare(image.pixels, eye.side, eye.layout)
             ready = time.perf_counter()
             outputs = eye.engine.predict(tensor)
             predicted = time.perf_counter()
-            parts.append(self._family.unpack(outputs, eye.layout, placement, self._settings.min_score))
+            parts.append(self._family.unpack(outputs, eye.layout, placement, least))
             prepare_s += ready - before
             predict_s += predicted - ready
         candidates = united(parts)
         if self._doubles:
             candidates = suppress(candidates, self._settings.nms_iou)
+        watched = None
+        if self.watch is not None:  # the weaker ones change nothing of the answer: in suppression only the stronger box decides
+            watched = self._watched(candidates, self.watch)
+            candidates = candidates.take(candidates.scores >= self._settings.min_score)
         detections = to_detections(candidates, self.labels)
         unpack_s = time.perf_counter() - decoded - prepare_s - predict_s
-        return Look(detections, image.width, image.height, Stages(decoded - started, prepare_s, predict_s, unpack_s))
+        return Look(detections, image.width, image.height, Stages(decode_s, prepare_s, predict_s, unpack_s), watched)
+
+    def _watched(self, candidates: Candidates, watch: Watch) -> tuple[Detection, ...]:
+        classes = [index for index, label in enumerate(self.labels) if label in watch.labels]
+        found = candidates.take(np.isin(candidates.classes, classes) & (candidates.scores >= watch.min_score))
+        rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
+        return tuple(Detection(self.labels[index], score, *box) for box, score, index in rows)
 
     def warm_up(self, looks: int = 2) -> float:
         """Run each size a few times, so that the first frame does not pay for what engines put off; the seconds of the last round."""
@@ -141,24 +171,26 @@ class Detector:
         return last_s
 
 
-def load(detector: Settings, engine: EngineSettings, models: Path) -> Detector:
+def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch | None = None) -> Detector:
     """Load the detector that a site's configuration asks for; one trial run of each size makes certain that its outputs can be read.
 
     Parameters
     ----------
     models
         Folder of the prepared models (for `nanodet-g`; other models are files that the configuration names).
+    watch
+        What it is to tell of besides its answer.
 
     Raises
     ------
     store.ModelNotPrepared
         If our own model is not there yet.
     UnusableModel, layouts.Misfit, labels.InvalidLabels
-        If the file, its layout or the labels do not fit the configuration.
+        If the file, its layout or the labels do not fit the configuration, or a class that is to be watched is none of the model's.
     engines.NoEngine, flavours.WrongRuntime
         If nothing here can run it.
     """
-    label_sets = (read_labels(Path(detector.labels)),) if detector.labels else (COCO_80, COCO_91)
+    label_sets = labels_of(detector)
     family = FAMILIES[detector.family]
     eyes, labels, digests = [], label_sets[0], []
     networks: dict[Path, Network] = {}
@@ -169,7 +201,21 @@ def load(detector: Settings, engine: EngineSettings, models: Path) -> Detector:
         digests.append(digest)
         eye, labels = _open(networks[path], side, family, engine, label_sets)
         eyes.append(eye)
-    return Detector(detector, family, eyes, labels, detector.name or name_of(detector), "".join(digests))
+    ready = Detector(detector, family, eyes, labels, detector.name or name_of(detector), "".join(digests))
+    check_watch(watch, ready.name, labels)
+    ready.watch = watch
+    return ready
+
+
+def labels_of(detector: Settings) -> tuple[tuple[str, ...], ...]:
+    """The names of a model's classes; several lists where only its outputs tell which it is. Raises `InvalidLabels`."""
+    return (read_labels(Path(detector.labels)),) if detector.labels else (COCO_80, COCO_91)
+
+
+def check_watch(watch: Watch | None, name: str, labels: Iterable[str]) -> None:
+    """Raise `InvalidLabels` if a class that is to be watched is none of a model's."""
+    if watch is not None and (unknown := sorted(watch.labels - set(labels))):
+        raise InvalidLabels(f"$.redact has the label {unknown[0]!r}, which {name} does not know: it could be neither found nor covered")
 
 
 def model_file(detector: Settings, side: int, models: Path) -> tuple[Path, str]:

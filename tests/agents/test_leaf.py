@@ -17,7 +17,7 @@ import pytest
 
 from agents.inference.detector import Detector
 from agents.inference.images import UndecodableImage
-from schemas.config import Engine, Ingress, Policy
+from schemas.config import Engine, Evidence, Ingress, Policy
 from schemas.detections import Detections
 from schemas.envelope import Envelope
 from schemas.frames import InvalidFrame
@@ -159,7 +159,7 @@ def test_evidence_holds_up_no_later_answer(tools: ModuleType, bench: Make, monke
         assert gate.wait(tools.LIMIT_S)
         return jpeg
 
-    monkeypatch.setattr("agents.questions.encode_frame", stuck)
+    monkeypatch.setattr("agents.cascade.evidence.writing.encode_frame", stuck)
 
     async def drive() -> None:
         items = desk.leaf.work(desk.topic, 0, [desk.record(frame) for frame in frames])
@@ -288,7 +288,8 @@ def test_what_cannot_be_a_frame_is_rejected_last_and_the_rest_go_on(
 
 
 def test_a_verdict_is_provisional_exactly_when_the_region_is_asked(tools: ModuleType, bench: Make) -> None:
-    desk = bench(policy=Policy(inferences_per_s=1, burst_s=4, deadline_ms=7000))  # three looks, then a reserve
+    # three looks, then a reserve
+    desk = bench(policy=Policy(inferences_per_s=1, burst_s=4, deadline_ms=7000), evidence=Evidence(form="frame"))
     frames = [tools.frame("cam", n) for n in range(8)]
     for frame in frames[::2] + frames[5:]:
         desk.detector.seen[frame.jpeg] = Detections([tools.person(0.4)])
@@ -396,7 +397,7 @@ def test_what_fails_after_its_alert_raises_the_same_alert_again(tools: ModuleTyp
 
     before = desk.budgets.bytes.level(), desk.budgets.inferences.level()
     with monkeypatch.context() as patch:
-        patch.setattr("agents.questions.encode_frame", broken)
+        patch.setattr("agents.cascade.evidence.writing.encode_frame", broken)
         items, error = asyncio.run(attempt(tools, desk, [desk.record(frame) for frame in frames]))
     assert isinstance(error, OSError)
     assert finished(items) == {1: 1}

@@ -1,0 +1,18 @@
+"""What is sent to the region: a frame as a small JPEG at the region's input size, or several of one source as a clip, since the codec wins
+most of the bytes; and the question that goes with it.
+
+- `pixels`: a frame at the size that is sent, with what must not leave the site covered (`redaction`).
+- `frame`: one JPEG a frame. `clip`: H.264, each clip decodable alone. `playback`: clips read again, checked before a decoder sees them.
+- `forms`: which of both, and how good. `clips`: the clips that are being made. `question`: who is asked what.
+
+Measured on a pedestrian square (768 x 576, 10 frames a second), in shares of every frame as a full-size JPEG of quality 90: a frame of
+512 x 512 at quality 30 takes 16 %, one in a clip of 30 consecutive frames at rate factor 28 takes 2.3 %, in one of 10 frames 3.7 %.
+
+What a clip costs is time: a frame waits until its clip ends, at the longest `evidence.clip_s`, or until `evidence.clip_frames` of its
+source are in it. Of n frames asked about at a steady rate the first waits (n - 1) / rate and the last one not at all. At 10 frames a
+second a clip of 5 adds up to .4 s, of 10 up to .9 s, of 30 up to 2 s (then the time ends it); at 30 a second .13, .3 and 1 s. The way and
+the region's looks come on top, and the region looks at a clip's frames one after another.
+"""
+
+from agents.cascade.evidence.frame import encode_frame as encode_frame
+from agents.cascade.evidence.question import escalate as escalate
