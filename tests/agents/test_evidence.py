@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from agents.cascade.evidence import encode_frame, escalate
+from agents.cascade.evidence.question import ask, asked
 from agents.inference.images import UndecodableImage
 from schemas.detections import Detection, Detections
-from schemas.messages import MAX_ESCALATION_BYTES, RANK, Escalation, Reason, Status, Tier, Verdict
+from schemas.config_cascade import MAX_CLIP_FRAMES
+from schemas.messages import CLIP, MAX_ESCALATION_BYTES, RANK, Escalation, Reason, Status, Tier, Verdict
 
 BLOCK = (0.25, 0.5, 0.5, 0.75)  # shares of the image: x0, y0, x1, y1
 
@@ -122,3 +124,30 @@ def test_the_question_fits_its_header_however_much_was_seen(tools: ModuleType) -
     assert len(asked.to_bytes()) < MAX_ESCALATION_BYTES
     assert 0 < len(json.loads(asked.records[0].detections)) < 300
     assert asked.alerts[0] == f"alert-{0:032d}"
+
+
+@pytest.mark.parametrize("seen", [0, 3, 20, 300])
+@pytest.mark.parametrize("count", [1, 10, MAX_CLIP_FRAMES])
+def test_the_question_about_a_clip_fits_its_header_with_the_best_of_what_was_seen_on_each_frame(
+    tools: ModuleType, count: int, seen: int
+) -> None:
+    crowd = [tools.person(round(0.9 - 0.001 * n, 4)) for n in range(seen)]
+    frames = [tools.frame("cam", n) for n in range(count)]
+    records = [asked(frame, verdict(tools, crowd), among=count) for frame in frames]
+    question = ask("cam", records, b"a clip", CLIP, site="leaf-1", reason=Reason.AUDIT, deadline_ms=1, ttl_s=1.0)
+    assert Escalation.from_bytes(question.to_bytes()) == question
+    assert len(question.to_bytes()) < MAX_ESCALATION_BYTES
+    for record in question.records:
+        told = json.loads(record.detections)
+        assert [each[1] for each in told] == [each.score for each in crowd[: len(told)]]
+        assert len(told) >= min(seen, 8)
+
+
+def test_the_id_of_a_question_is_that_of_its_records_in_their_order(tools: ModuleType) -> None:
+    one, other = (asked(tools.frame("cam", n), verdict(tools, [])) for n in (1, 2))
+    ids = {
+        ask("cam", records, evidence, CLIP, site="leaf-1", reason=Reason.AUDIT, deadline_ms=1, ttl_s=1.0).id
+        for records in ([one], [one, other], [other, one])
+        for evidence in (b"a", b"b")
+    }
+    assert len(ids) == 6

@@ -28,7 +28,7 @@ HALF = 0.5
 STREAMS = 1000  # that are remembered; those not heard of for longest are forgotten
 _GAIN = 0.1  # of a new measurement in what is known
 _FADE = 0.01  # of what is usual, with each look in the other form
-_USUAL_BYTES = 20_000.0  # a picture of 512 x 512 at quality 30
+_USUAL_BYTES = 24_000.0  # of a picture of 512 x 512 at quality 40
 # Sizes in shares of a picture at quality 40: pictures; the first frame of a clip at rate factor 28, and a later one of a restless scene.
 _PICTURE = {20: 0.64, 30: 0.83, 40: 1.0, 50: 1.16}
 _FIRST, _LATER = 1.07, 0.25
@@ -45,13 +45,17 @@ class Form(NamedTuple):
 class _Stream:
     """What is known of the frames of one source."""
 
-    __slots__ = ("asked", "first", "later", "pictures", "scale")
+    __slots__ = ("asked", "first", "later", "measured", "pictures", "scale")
 
-    def __init__(self, scale: float, asked: int) -> None:
-        self.scale = scale  # bytes of a picture at quality 40
+    def __init__(self, asked: int) -> None:
+        self.scale, self.measured = _USUAL_BYTES, False  # bytes of a picture at quality 40
         self.pictures: dict[int, float] = {}  # bytes by quality
         self.first, self.later = _FIRST, _LATER  # at rate factor 28, in shares of `scale`
         self.asked: deque[float] = deque(maxlen=asked)
+
+    def learn_scale(self, scale: float) -> None:
+        self.scale = self.scale + _GAIN * (scale - self.scale) if self.measured else scale
+        self.measured = True
 
 
 class Forms:
@@ -78,7 +82,7 @@ class Forms:
         picture = self._picture(stream, look_bytes)
         if at_once or not self.may_clip:
             return picture
-        while stream.asked[0] < now_s - self.settings.clip_s:
+        while stream.asked[0] <= now_s - self.settings.clip_s:
             stream.asked.popleft()
         clip = self._clip(stream, len(stream.asked), look_bytes)
         wanted = self.settings.form == "clip" or (self.in_time and clip.size <= HALF * picture.size)
@@ -87,7 +91,7 @@ class Forms:
     def sent_picture(self, key: Hashable, quality: int, size: int) -> None:
         """Learn from a picture that was made."""
         stream = self._of(key)
-        stream.scale += _GAIN * (size / _share(quality) - stream.scale)
+        stream.learn_scale(size / _share(quality))
         known = stream.pictures.get(quality, float(size))
         stream.pictures[quality] = known + _GAIN * (size - known)
         stream.first += _FADE * (_FIRST - stream.first)
@@ -96,6 +100,8 @@ class Forms:
     def sent_clip(self, key: Hashable, crf: int, sizes: Sequence[int]) -> None:
         """Learn from a clip that was made, from the sizes of its frames."""
         stream = self._of(key)
+        if not stream.measured:
+            stream.learn_scale(sizes[0] / (_FIRST * _coarseness(crf)))
         unit = stream.scale * _coarseness(crf)
         stream.first += _GAIN * (sizes[0] / unit - stream.first)
         for size in sizes[1:]:
@@ -117,7 +123,7 @@ class Forms:
     def _of(self, key: Hashable) -> _Stream:
         stream = self._streams.get(key)
         if stream is None:
-            stream = self._streams[key] = _Stream(_USUAL_BYTES / _PICTURE[30], self.settings.clip_frames)
+            stream = self._streams[key] = _Stream(self.settings.clip_frames)
             if len(self._streams) > STREAMS:
                 self._streams.popitem(last=False)
         else:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from infra.faults.fuzz import batches, envelopes, images, records, recovery, screens, sites
+from infra.faults.fuzz import batches, clips, envelopes, images, records, recovery, screens, sites
 from infra.faults.fuzz.harness import REGISTRY, Harness
 
-MODULES = (records, envelopes, batches, images, sites, screens, recovery)
+MODULES = (records, envelopes, batches, images, clips, sites, screens, recovery)
 
 
 def harnesses() -> list[Harness]:
