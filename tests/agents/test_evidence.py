@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from agents.cascade.evidence import encode_frame, escalate
-from agents.cascade.evidence.question import ask, asked
+from agents.cascade.evidence import encode_frame, escalate, question
 from agents.inference.images import UndecodableImage
-from schemas.detections import Detection, Detections
 from schemas.config_cascade import MAX_CLIP_FRAMES
+from schemas.detections import Detection, Detections
 from schemas.messages import CLIP, MAX_ESCALATION_BYTES, RANK, Escalation, Reason, Status, Tier, Verdict
 
 BLOCK = (0.25, 0.5, 0.5, 0.75)  # shares of the image: x0, y0, x1, y1
@@ -133,20 +132,20 @@ def test_the_question_about_a_clip_fits_its_header_with_the_best_of_what_was_see
 ) -> None:
     crowd = [tools.person(round(0.9 - 0.001 * n, 4)) for n in range(seen)]
     frames = [tools.frame("cam", n) for n in range(count)]
-    records = [asked(frame, verdict(tools, crowd), among=count) for frame in frames]
-    question = ask("cam", records, b"a clip", CLIP, site="leaf-1", reason=Reason.AUDIT, deadline_ms=1, ttl_s=1.0)
-    assert Escalation.from_bytes(question.to_bytes()) == question
-    assert len(question.to_bytes()) < MAX_ESCALATION_BYTES
-    for record in question.records:
+    records = [question.asked(frame, verdict(tools, crowd), among=count) for frame in frames]
+    made = question.ask("cam", records, b"a clip", CLIP, site="leaf-1", reason=Reason.AUDIT, deadline_ms=1, ttl_s=1.0)
+    assert Escalation.from_bytes(made.to_bytes()) == made
+    assert len(made.to_bytes()) < MAX_ESCALATION_BYTES
+    for record in made.records:
         told = json.loads(record.detections)
         assert [each[1] for each in told] == [each.score for each in crowd[: len(told)]]
         assert len(told) >= min(seen, 8)
 
 
 def test_the_id_of_a_question_is_that_of_its_records_in_their_order(tools: ModuleType) -> None:
-    one, other = (asked(tools.frame("cam", n), verdict(tools, [])) for n in (1, 2))
+    one, other = (question.asked(tools.frame("cam", n), verdict(tools, [])) for n in (1, 2))
     ids = {
-        ask("cam", records, evidence, CLIP, site="leaf-1", reason=Reason.AUDIT, deadline_ms=1, ttl_s=1.0).id
+        question.ask("cam", records, evidence, CLIP, site="leaf-1", reason=Reason.AUDIT, deadline_ms=1, ttl_s=1.0).id
         for records in ([one], [one, other], [other, one])
         for evidence in (b"a", b"b")
     }
