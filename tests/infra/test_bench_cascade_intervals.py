@@ -17,6 +17,7 @@ def drawn(frames: int, *, block: int, count: int, seed: int = 0, start: int = 0,
     return np.concatenate(list(resamples.weights(at_once=7)))
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(1, 40), st.integers(1, 50), st.integers(0, 9))
 def test_a_resample_is_as_long_as_the_part_and_made_of_blocks_that_go_round(
     data: st.DataObject, frames: int, block: int, seed: int
@@ -125,7 +126,7 @@ def test_the_share_of_a_gap_is_that_of_each_resample_and_none_where_the_gap_may_
     assert gap_closed(half, leaf, seldom, blocks=5) is None, "with so few blocks, not even ten in two thousand may say otherwise"
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_the_chance_of_seeds_is_in_the_mean_of_runs(values: list[float]) -> None:
     runs = [Sampled(value, np.full(3000, value)) for value in values]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.bench.cascade import labels
@@ -133,6 +133,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
         read(tmp_path, "1,1,0,0,20,20,1")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text("0123456789.,-\n e", max_size=200))
 def test_whatever_is_in_a_file_it_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes | str) -> None:
     path = tmp_path_factory.getbasetemp() / "any"
@@ -235,6 +236,7 @@ def test_a_document_that_cannot_be_meant_is_refused_with_its_field(tmp_path: Pat
         read(tmp_path, content)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["file_name", "frame_index", "frame_id", "width"]), st.integers() | st.text() | st.floats(), max_size=4)
 )

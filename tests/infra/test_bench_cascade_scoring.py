@@ -226,6 +226,7 @@ def scored(scores: Sequence[float], right: Sequence[bool]) -> Any:
     return match(*both(video))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.permutations(range(1, 31)), st.lists(st.booleans(), min_size=30, max_size=30))
 def test_the_calibration_error_is_the_mean_distance_over_bins_of_equal_mass(numbers: list[int], right: list[bool]) -> None:
     scores = [number / 40 for number in numbers]
