@@ -231,6 +231,15 @@ def test_a_frame_that_is_cut_short_is_not_filled_in(frame: int) -> None:
         next(pictures(b"".join(parts), 6))
 
 
+@pytest.mark.parametrize("frame", [0, 3, 5])
+def test_a_frame_that_was_overwritten_in_its_middle_is_refused(frame: int) -> None:
+    parts = list(outline(clip(6, 256, 256, 18), max_frames=6, max_side=512).frames)
+    middle = len(parts[frame]) // 2
+    parts[frame] = parts[frame][:middle] + b"\x55" * 12 + parts[frame][middle + 12 :]
+    with pytest.raises(InvalidClip, match=f"frame {frame} "):
+        next(pictures(b"".join(parts), 6))
+
+
 def test_a_clip_without_one_of_its_frames_is_refused() -> None:
     parts = list(outline(clip(6), max_frames=6, max_side=512).frames)
     with pytest.raises(InvalidClip):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -187,7 +188,7 @@ def test_a_clip_grows_to_a_bound_of_bytes(start: Start, monkeypatch: pytest.Monk
     async def drive() -> None:
         clips = start(clip_frames=60)
         first = add(clips, 0, load=lambda: noise)
-        made = await first
+        made = await asyncio.wait_for(first, LONG_S / 2)
         assert len(made.data) >= 2000
         assert made.items == ("item 0",)
 
@@ -244,6 +245,32 @@ def test_a_frame_whose_work_comes_again_is_in_its_clip_once(start: Start) -> Non
         assert await add(clips, 2) is None
         assert await add(clips, 3) is None
         assert (await first).items == ("item 0", "item 1", "item 2", "item 3")
+
+    run(drive())
+
+
+def test_a_frame_whose_work_is_broken_off_while_it_is_encoded_is_in_its_clip_once_and_paid_for(start: Start) -> None:
+    async def drive() -> None:
+        clips, sizes, gate, begun = start(), list[int](), threading.Event(), threading.Event()
+
+        def slow() -> Any:
+            begun.set()
+            assert gate.wait(LIMIT_S)
+            return grey(20)
+
+        first = add(clips, 0, encoded=sizes.append)
+        second = add(clips, 1, load=slow, encoded=sizes.append)
+        await asyncio.get_running_loop().run_in_executor(None, begun.wait, LIMIT_S)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        again = add(clips, 1, sequence=2, encoded=sizes.append)
+        last = add(clips, 2, sequence=3, encoded=sizes.append)
+        gate.set()
+        assert await asyncio.gather(again, last) == [None, None]
+        made = await first
+        assert made is not None
+        assert made.items == ("item 0", "item 1", "item 2")
+        assert sum(sizes) == len(made.data)
 
     run(drive())
 

@@ -52,12 +52,13 @@ class _Clip(Generic[T]):
         self.ended = False
         self.made: asyncio.Future[Made[T]] = loop.create_future()
         self.items: dict[str, tuple[T, int]] = {}  # what came with a frame and its size, by record
+        self.told: set[str] = set()  # records of which somebody was told the size
         self._encoder: ClipEncoder | None = None
 
     def encode(self, record: str, item: T, load: Callable[[], Pixels]) -> int | None:
         """Take in a frame; its size in bytes, or None if its pixels do not fit to those before it."""
-        if record in self.items:
-            return 0
+        if record in self.items:  # its work was broken off while it was encoded
+            return self.items[record][1]
         pixels = load()
         height, width = pixels.shape[:2]
         if self._encoder is None:
@@ -133,7 +134,7 @@ class Clips(Generic[T]):
         UndecodableImage
             What `load` raises; the clip goes on without the frame.
         """
-        clip = next((each for each in self._unwritten.values() if record in each.items), None)
+        clip = next((each for each in self._unwritten.values() if record in each.told), None)
         if clip is not None:
             encoded(0)
         while clip is None:
@@ -152,6 +153,7 @@ class Clips(Generic[T]):
                 self._end(place)
                 continue
             clip = place
+            clip.told.add(record)
             encoded(size)
             if clip.size >= FULL_BYTES:
                 self._end(clip)
