@@ -17,7 +17,7 @@ SIDE, CELL = 64, 16  # pixels of the input, and of a cell: one spot a cell
 LABELS = ("red", "green", "blue")
 FAMILY = "yolov8"
 _GRID = SIDE // CELL
-_MIDDLE = slice(SIDE // 2 - 4, SIDE // 2 + 4)
+MIDDLE = slice(SIDE // 2 - 4, SIDE // 2 + 4)
 
 
 def write_spots(folder: Path, *, traps: bool = True) -> tuple[Path, Path]:
@@ -70,7 +70,7 @@ def _cells() -> np.ndarray:
 def _trap(graph: _Graph) -> str:
     """Always 0, if it comes to an end."""
     axes = graph.constant([2, 3], np.int64)
-    bounds = [graph.constant([edge, edge], np.int64) for edge in (_MIDDLE.start, _MIDDLE.stop)]
+    bounds = [graph.constant([edge, edge], np.int64) for edge in (MIDDLE.start, MIDDLE.stop)]
     corner = [graph.constant([edge, edge], np.int64) for edge in (0, 2)]
     middle = graph.node("Slice", "pixels", *bounds, axes)
     darkest = _level(graph, graph.node("ReduceMin", middle, keepdims=0))

@@ -9,11 +9,14 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from agents.models.spots import CELL, SIDE
+from agents.inference.images import UndecodableImage, decode
+from agents.inference.tensors import UNIT_RGB, letterbox
+from agents.models.spots import CELL, MIDDLE, SIDE
 from infra.assets.models import video_frames
 
 WIDTH, HEIGHT = SIDE, 48
 GREY = 72
+_CLOSE = 4 / 255  # to black or white; the network's traps round to whole levels
 _MIDDLE = slice(WIDTH // 2 - 12, WIDTH // 2 + 12)
 # Letterboxed: the picture's rows begin 8 pixels down, so its cells are the two whole rows in the middle and the halves beside them.
 _TOP = (SIDE - HEIGHT) // 2
@@ -53,8 +56,27 @@ def large(number: int, least_bytes: int) -> bytes:
 
 
 def corrupted(number: int) -> bytes:
-    """A JPEG with something wrong: cut short, bits turned, a piece missing, a piece doubled, or no JPEG at all behind its first bytes."""
+    """A JPEG with something wrong: cut short, bits turned, a piece missing, a piece doubled, or no JPEG at all behind its first bytes.
+
+    What can be decoded all the same is never fatal to look at: a few turned bits can make a picture black, and then a look would not end.
+    """
     chance = random.Random(~number)  # noqa: S311
+    while fatal(data := _damaged(number, chance)):
+        pass
+    return data
+
+
+def fatal(data: bytes) -> bool:
+    """Whether a look at these bytes does not come back, or ends the process."""
+    try:
+        image = decode(data, SIDE)
+    except UndecodableImage:
+        return False
+    middle = letterbox(image.pixels, SIDE, UNIT_RGB)[0][0, :, MIDDLE, MIDDLE]
+    return bool(middle.max() < _CLOSE or middle.min() > 1 - _CLOSE)
+
+
+def _damaged(number: int, chance: random.Random) -> bytes:
     data = bytearray(spots(number))
     match number % 5:
         case 0:
