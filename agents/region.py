@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import msgspec
 
 from agents.alerts import OnlySeen
 from agents.cascade.evidence.annexb import InvalidClip
-from agents.cascade.evidence.clip import NoPyAV
+from agents.cascade.evidence.clip import NoPyAV, pyav
 from agents.cascade.evidence.playback import pictures
 from agents.inference.detector import Detector, Look
 from agents.inference.images import UndecodableImage
@@ -37,6 +38,8 @@ from streams.message import KafkaRecord
 from streams.outputs import escalation_of
 from streams.sink import BrokerClock, Output
 from streams.topology import RoleView, Topic
+
+log = logging.getLogger("headwater.region")
 
 Place = tuple[str, int, int]  # topic, partition, offset
 
@@ -64,6 +67,10 @@ class Region:
         self.name = config.detector.name or detector.name
         self._pool = ThreadPoolExecutor(config.engine.workers, thread_name_prefix="look")
         self._answered: OrderedDict[tuple[str, str, str], Place] = OrderedDict()  # by site, question and evidence: what it came with
+        try:
+            pyav()
+        except NoPyAV as error:
+            log.warning("clips that leaves send will become dead letters: %s", error)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -190,17 +190,20 @@ def effective(site: SiteConfig) -> dict[str, Any]:
     return tree
 
 
+_REPEATED = ("rules", "shared_zones", "redact", "fallbacks")  # tables that may stand many times
+
+
 def _lines(tree: dict[str, Any], defaults: dict[str, Any] | None, path: str) -> Iterator[str]:
     from schemas.config_file import assign
 
     tables = {name: value for name, value in tree.items() if isinstance(value, dict) and name not in {"properties", "ports"}}
     for name, value in tree.items():
-        if name in tables or value is None or name in {"rules", "fallbacks"}:
+        if name in tables or value is None or name in _REPEATED:
             continue
         text = escape(assign(name, value))
         changed = defaults is None or defaults.get(name) != value
         yield f"[bold]{text}[/]" if changed else f"[dim]{text}[/]"
-    for name in ("rules", "fallbacks"):
+    for name in _REPEATED:
         for each in tree.get(name, ()):
             yield ""
             yield escape(f"[[{path}{name}]]")

@@ -98,6 +98,7 @@ def test_show_tells_what_is_in_force_and_hides_secrets(headwater: Run, tmp_path:
     path.write_text(
         LEAF
         + '[topics]\npartitions = 7\n[[rules]]\nname = "gate"\nzone = [[0, 0], [1, 0], [1, 1]]\n'
+        + '[[redact]]\nlabel = "person"\n[[shared_zones]]\nname = "yard"\nsources = ["a", "b"]\n'
         + '[kafka.properties]\n"sasl.password" = "${PASSWORD}"\n"sasl.username" = "me"\n'
         + '[link.region.properties]\n"ssl.key.password" = "geheim"'
     )
@@ -106,7 +107,8 @@ def test_show_tells_what_is_in_force_and_hides_secrets(headwater: Run, tmp_path:
     assert "geheim" not in ran.out + ran.err
     shown = parse(ran.out, {})
     assert shown.topics == parse(path.read_text(), {"PASSWORD": ""}).topics
-    assert shown.rules == parse(path.read_text(), {"PASSWORD": ""}).rules
+    for name in ("rules", "redact", "shared_zones"):
+        assert getattr(shown, name) == getattr(parse(path.read_text(), {"PASSWORD": ""}), name)
     assert shown.kafka.properties == {"sasl.password": "<hidden>", "sasl.username": "me"}
     ran = headwater("config", "show", "-c", path, "--json")
     answer = msgspec.json.decode(ran.out)
