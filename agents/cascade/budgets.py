@@ -39,6 +39,10 @@ class Budgets:
                 return name
         return None
 
+    def full(self) -> bool:
+        """Whether what is saved up has reached its bound in both, so that what comes now would be lost."""
+        return all(bucket.level() >= (1 - 1e-9) * bucket.capacity for bucket in (self.bytes, self.inferences))
+
     def spend(self, size: float) -> None:
         """Charge one look of that many bytes."""
         self.bytes.spend(size)

@@ -1,0 +1,148 @@
+"""The cascade of a site: every source's stream, and which of their frames the next tier is asked about.
+
+It decides by values, thresholds and budgets alone and does no work of its own: who drives it looks at frames, writes questions and brings
+the answers. The leaf drives it with real time, a benchmark with a video's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from agents.cascade.boxes import Boxes, boxes_of
+from agents.cascade.budgets import Budgets
+from agents.cascade.eyes import Eyes, Sizes
+from agents.cascade.governor import Governor
+from agents.cascade.stream import SURE, UNSURE, Heard, Stream, View
+from agents.cascade.values import Value
+from schemas.detections import Detections
+from schemas.messages import Reason
+
+Mode = Literal["everything", "budgeted", "off"]
+
+
+class _Source(msgspec.Struct):
+    stream: Stream
+    eyes: Eyes
+    asked_at_s: float = -math.inf
+    trials: dict[str, Mapping[Sizes, Boxes] | None] = {}  # of the frames whose answers are waited for
+    since: dict[str, float] = {}  # how long before each of them its source was last asked about
+
+
+class Cascade:
+    """What a leaf knows of its sources, and what it asks.
+
+    Parameters
+    ----------
+    mode
+        `everything`: each frame that the budgets allow; `budgeted`: those whose value exceeds a threshold that follows the budgets; `off`:
+        none.
+    choices
+        Sets of input sides that a stream may be looked at in; the first is the configured one.
+    publish_from
+        Score below which a box is not part of an answer.
+    """
+
+    def __init__(
+        self, *, mode: Mode, value: Value, budgets: Budgets, choices: Sequence[Sizes], publish_from: float, teach: bool = True
+    ) -> None:
+        self.mode, self.value, self.budgets = mode, value, budgets
+        self.choices, self.publish_from, self.teach = tuple(choices), publish_from, teach
+        self.governor = Governor()
+        self._sources: dict[str, _Source] = {}
+        self._seconds: dict[Sizes, float] = {}
+        self._at_most_s = math.inf
+        self._offered_at_s = -math.inf
+
+    # ---- frames
+
+    def sizes(self, source: str) -> Sizes:
+        """The input sides that the source's next frame is to be looked at in."""
+        return self._source(source).eyes.chosen
+
+    def allow(self, seconds: Mapping[Sizes, float], at_most_s: float) -> None:
+        """Bound the choices of input sides: how long a look at each takes, and how long one may take."""
+        self._seconds, self._at_most_s = dict(seconds), at_most_s
+        for each in self._sources.values():
+            each.eyes.allow(self._seconds, at_most_s)
+
+    def see(self, source: str, at_s: float, seen: Detections) -> View:
+        """Take in what a source's next frame holds, as the model says with the sizes that were asked for."""
+        return self._source(source).stream.see(at_s, seen)
+
+    def answer(self, source: str, view: View) -> Detections:
+        """What a frame is answered with, as a record."""
+        return self._source(source).stream.detections(view)
+
+    def wants(self, source: str, view: View, now_s: float, size: float) -> Reason | None:
+        """Whether the next tier is to be asked about a frame; what it costs is charged to the budgets then.
+
+        Parameters
+        ----------
+        now_s
+            The time, by which budgets fill; of all sources together it does not go back.
+        size
+            Bytes that a look is expected to cost.
+        """
+        if self.mode == "off":
+            return None
+        passed_s = min(max(now_s - self._offered_at_s, 1e-4), 1.0)
+        self._offered_at_s = now_s
+        since_s = now_s - self._source(source).asked_at_s
+        wanted = self.mode == "everything" or self.budgets.full() or self.governor.passes(self.value.worth(view, since_s))
+        reason = Reason.UNCERTAIN if wanted and self.budgets.forbids(Reason.UNCERTAIN, size) is None else None
+        if reason is not None:
+            self.budgets.spend(size)
+        self.governor.account(self._seconds_of_budget(size) if reason is not None else 0.0, passed_s)
+        return reason
+
+    def _seconds_of_budget(self, size: float) -> float:
+        """What a look takes of the budget that binds."""
+        inferences, octets = self.budgets.inferences.rate, self.budgets.bytes.rate
+        return max(1 / inferences if inferences > 0 else math.inf, size / octets if octets > 0 else math.inf)
+
+    # ---- questions and answers
+
+    def wants_trial(self, source: str) -> bool:
+        """Whether a frame that is asked about should be looked at in every allowed size, so that the answer tells which serves best."""
+        return self._source(source).eyes.wants_trial()
+
+    def ask(self, source: str, key: str, view: View, now_s: float, trial: Mapping[Sizes, Detections] | None = None) -> None:
+        """Remember that the next tier is asked about a frame."""
+        of = self._source(source)
+        of.since[key] = now_s - of.asked_at_s
+        of.asked_at_s = now_s
+        of.stream.ask(key, view)
+        of.trials[key] = {sizes: boxes_of(seen) for sizes, seen in trial.items()} if trial is not None else None
+        while len(of.trials) > len(of.stream.asked):
+            oldest = next(iter(of.trials))
+            of.trials.pop(oldest), of.since.pop(oldest)
+
+    def hear(self, source: str, key: str, verdict: Detections) -> Heard | None:
+        """Learn from the next tier's verdict; None if the frame is not remembered."""
+        of = self._source(source)
+        view = of.stream.asked.get(key)
+        heard = of.stream.hear(key, verdict)
+        trial, since_s = of.trials.pop(key, None), of.since.pop(key, math.inf)
+        if view is None or heard is None:
+            return None
+        self.value.learn(view, since_s, heard)
+        if self.teach:
+            before = of.eyes.chosen
+            theirs = boxes_of(verdict)
+            theirs = theirs.take(theirs.scores >= UNSURE)
+            of.eyes.hear(trial, theirs, theirs.scores >= SURE)
+            if of.eyes.chosen != before:
+                of.stream.begin_again()  # another model's scores mean something else
+        return heard
+
+    def _source(self, name: str) -> _Source:
+        found = self._sources.get(name)
+        if found is None:
+            eyes = Eyes(self.choices)
+            eyes.allow(self._seconds, self._at_most_s)
+            found = self._sources[name] = _Source(Stream(publish_from=self.publish_from, teach=self.teach), eyes, trials={}, since={})
+        return found

@@ -1,0 +1,56 @@
+"""At which input sizes a leaf looks at a stream, learned from a higher tier's verdicts.
+
+A larger input is not a better model: on wide views it finds the small objects, on close ones it loses the large ones, and several sizes
+together are most often better than each. So frames that were asked about are looked at once more, beside the stream, at every size; the
+verdict says which sizes would have answered it best. What a choice costs in time decides whether it may be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.cascade.boxes import Boxes
+from agents.cascade.gate import Gate
+
+Sizes = tuple[int, ...]
+
+EAGER_TRIALS = 48  # verdicts; after so many only one of SELDOM is tried at all sizes
+SELDOM = 4
+
+
+class Eyes:
+    """The choice of one stream.
+
+    Parameters
+    ----------
+    choices
+        Sets of input sides, in pixels; the first is the configured one, which holds until another has shown that it is better.
+    """
+
+    def __init__(self, choices: Sequence[Sizes]) -> None:
+        self.choices = tuple(choices)
+        self.gate = Gate(len(self.choices))
+        self._verdicts = 0
+
+    @property
+    def chosen(self) -> Sizes:
+        return self.choices[self.gate.chosen] if self.gate.chosen in self.gate.allowed or not self.gate.chosen else self.choices[0]
+
+    def allow(self, seconds: Mapping[Sizes, float], at_most_s: float) -> None:
+        """Bound what may be chosen by the time that a look at each choice takes; the first choice stays whatever it takes."""
+        self.gate.allowed = frozenset(
+            number for number, sizes in enumerate(self.choices) if number == 0 or seconds.get(sizes, float("inf")) <= at_most_s
+        )
+
+    def wants_trial(self) -> bool:
+        """Whether the next frame that is asked about should be looked at in every size."""
+        return len(self.gate.allowed) > 1 and (self._verdicts < EAGER_TRIALS or self._verdicts % SELDOM == 0)
+
+    def hear(self, trial: Mapping[Sizes, Boxes] | None, truth: Boxes, sure: NDArray[np.bool_]) -> None:
+        """Take in a verdict on a frame, and what each choice had seen in it, if it was tried."""
+        self._verdicts += 1
+        if trial is not None and all(sizes in trial for sizes in self.choices):
+            self.gate.examine([trial[sizes] for sizes in self.choices], truth, sure)

@@ -1,0 +1,195 @@
+"""One source's cascade: what the leaf believes of each frame, and what it learns from a higher tier's verdicts on some of them.
+
+A frame's detections are the model's own; tracks and what was learned come after. A verdict comes late, for a frame that has passed: it is
+held against a snapshot of what was known of that frame then, and only what was learned reaches later frames. All times come from the
+frames, so that the same frames and verdicts in the same order give the same beliefs, offline and online.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from agents.cascade.boxes import Boxes, Floats, boxes_of, detections_of, greedy, ious, logit, same_label
+from agents.cascade.corrector import Corrector
+from agents.cascade.features import KEEP_S, Features, Labels, Told, features, offsets
+from agents.cascade.gate import Gate
+from agents.cascade.tracks import Followed, Tracker
+from schemas.detections import Detections
+
+SNAPSHOTS = 400  # frames of a source whose answers are waited for
+SURE, UNSURE = 0.4, 0.25  # a higher tier's detection from SURE on is taken for true, below UNSURE for nothing; between it is unsure itself
+SAME_IOU, NEAR_IOU = 0.5, 0.3
+_NOTHING = -2.5  # the logit of a higher tier that saw nothing where a track is
+_PLAIN, _RESCORED, _MOVED = range(3)  # ways of answering
+_DOUBLE_IOU = 0.6
+_BIRTH_S = 0.3
+
+
+class View(NamedTuple):
+    """A frame as the leaf understands it."""
+
+    at_s: float
+    raw: Boxes  # what the model saw
+    followed: Followed
+    known: Features
+    probability: Floats  # [n], that each box is right
+    believed: Boxes  # what the frame is answered with
+    tracks: tuple[int, ...]  # of the boxes that it is answered with
+    model: int  # counts how often the model that looks at the stream has changed
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """What a verdict changed: how many of the leaf's detections the higher tier did not see, and how many of its own the leaf had not."""
+
+    wrong: int
+    missed: int
+    shared: int
+
+
+class Stream:
+    """The cascade's memory of one source.
+
+    Parameters
+    ----------
+    publish_from
+        Score below which a box is not part of an answer. The model should see boxes far below it, since what is learned may raise them.
+    teach
+        Whether verdicts teach; without it frames have tracks, and their boxes are the model's.
+    """
+
+    def __init__(self, *, publish_from: float, teach: bool = True) -> None:
+        self.publish_from, self.teach = publish_from, teach
+        self.tracker, self.corrector, self.gate, self.labels = Tracker(), Corrector(), Gate(3), Labels()
+        self._told: dict[int, Told] = {}
+        self.asked: OrderedDict[str, View] = OrderedDict()  # frames whose answers are waited for, oldest first
+        self._at_s = -np.inf
+        self._model = 0
+
+    # ---- frames
+
+    def see(self, at_s: float, seen: Detections) -> View:
+        """Take in the next frame.
+
+        Parameters
+        ----------
+        at_s
+            When it was taken, in seconds.
+        seen
+            What the model saw in it.
+        """
+        at_s = self._at_s = max(at_s, self._at_s)
+        raw = boxes_of(seen)
+        spoken = frozenset(number for number, told in self._told.items() if told.logit > 0)
+        followed = self.tracker.follow(raw, at_s, spoken)
+        self._forget(at_s, followed)
+        known = features(followed, self._told, self.labels, at_s)
+        probability = self.corrector.scores(known)
+        believed, tracks = self._answer(self.gate.chosen, followed, known, probability)
+        return View(at_s, raw, followed, known, probability, believed, tracks, self._model)
+
+    def detections(self, view: View) -> Detections:
+        """What a frame is answered with, as a record."""
+        return detections_of(view.believed, np.asarray(view.tracks, np.int64))
+
+    def _answer(self, way: int, followed: Followed, known: Features, probability: Floats) -> tuple[Boxes, tuple[int, ...]]:
+        if way == _PLAIN:
+            chosen = np.flatnonzero((np.arange(len(followed.tracks)) < followed.seen) & (followed.boxes.scores >= self.publish_from))
+            return followed.boxes.take(chosen), tuple(followed.tracks[chosen].tolist())
+        corners = self.corrector.moved(followed.boxes, known) if way == _MOVED else followed.boxes.corners
+        order = np.argsort(-probability, kind="stable")
+        order = order[probability[order] >= self.publish_from]
+        boxes = Boxes(followed.boxes.labels, probability, corners).take(order)
+        alone = _without_doubles(boxes)
+        return boxes.take(alone), tuple(followed.tracks[order[alone]].tolist())
+
+    def _forget(self, at_s: float, followed: Followed) -> None:
+        if len(self._told) > 4 * len(self.tracker) + 64:
+            self._told = {number: told for number, told in self._told.items() if at_s - told.at_s <= KEEP_S}
+
+    def begin_again(self) -> None:
+        """Forget what was learned of the model's answers: another model looks at the stream from now on. Tracks go on."""
+        self.corrector, self.gate = Corrector(), Gate(3)
+        self._model += 1
+
+    # ---- verdicts
+
+    def ask(self, key: str, view: View) -> None:
+        """Remember a frame that a higher tier is asked about."""
+        self.asked[key] = view
+        if len(self.asked) > SNAPSHOTS:
+            self.asked.popitem(last=False)
+
+    def hear(self, key: str, verdict: Detections) -> Heard | None:
+        """Learn from a higher tier's verdict; None if the frame is not remembered, or was answered before."""
+        view = self.asked.pop(key, None)
+        if view is None:
+            return None
+        theirs = boxes_of(verdict)
+        theirs = theirs.take(theirs.scores >= UNSURE)
+        sure = theirs.scores >= SURE
+        heard = _compare(view.believed, theirs.take(sure))
+        if not self.teach or view.model != self._model:
+            return heard
+        probability = self.corrector.scores(view.known)
+        ways = (_PLAIN, _RESCORED, _MOVED)
+        self.gate.examine([self._answer(way, view.followed, view.known, probability)[0] for way in ways], theirs, sure)
+        self._learn(view, theirs)
+        return heard
+
+    def _learn(self, view: View, theirs: Boxes) -> None:
+        boxes = view.followed.boxes
+        overlap = np.where(same_label(boxes.labels, theirs.labels), ious(boxes.corners, theirs.corners), 0.0)
+        best = np.argsort(-self.corrector.scores(view.known), kind="stable")
+        same, near = np.full(len(best), -1, np.int64), np.full(len(best), -1, np.int64)
+        same[best], near[best] = greedy(overlap[best], SAME_IOU), greedy(overlap[best], NEAR_IOU)
+        certainty = np.clip((theirs.scores - UNSURE) / (SURE - UNSURE), 0.0, 1.0)
+        right = np.where(same >= 0, certainty[same] if len(certainty) else 0.0, 0.0)
+        self.corrector.learn(view.known, right)
+        placed = np.flatnonzero(near >= 0)
+        shift = offsets(boxes.corners[placed], theirs.corners[near[placed]])
+        firm = theirs.scores[near[placed]] >= SURE
+        self.corrector.learn_boxes(view.known.box[placed][firm], shift[firm])
+        self._tell(view, theirs, near, dict(zip(placed.tolist(), shift.tolist(), strict=True)))
+        self._begin(view, theirs, near)
+
+    def _tell(self, view: View, theirs: Boxes, near: np.ndarray, shift: dict[int, list[float]]) -> None:
+        """Note what was said of each track, unless a later frame's verdict has come first."""
+        opinion = logit(theirs.scores)
+        for row, number in enumerate(view.followed.tracks.tolist()):
+            before = self._told.get(number)
+            if before is not None and before.at_s > view.at_s:
+                continue
+            if row in shift:
+                x, y, width, height = shift[row]
+                self._told[number] = Told(float(opinion[near[row]]), view.at_s, (x, y, width, height))
+            else:
+                self._told[number] = Told(_NOTHING, view.at_s, (0.0, 0.0, 0.0, 0.0))
+
+    def _begin(self, view: View, theirs: Boxes, near: np.ndarray) -> None:
+        """Begin tracks on what only the higher tier saw, unless that was long ago."""
+        if self._at_s - view.at_s > _BIRTH_S:
+            return
+        news = np.setdiff1d(np.flatnonzero(theirs.scores >= SURE), near)
+        for number, score in zip(self.tracker.add(theirs.take(news), view.at_s).tolist(), theirs.scores[news].tolist(), strict=True):
+            self._told[number] = Told(float(logit(np.array([score]))[0]), view.at_s, (0.0, 0.0, 0.0, 0.0))
+
+
+def _without_doubles(boxes: Boxes) -> np.ndarray:
+    """Of boxes, best first, those that no better one of their label covers."""
+    overlap = np.where(same_label(boxes.labels, boxes.labels), ious(boxes.corners, boxes.corners), 0.0)
+    kept: list[int] = []
+    for row in range(len(boxes.labels)):
+        if not len(kept) or overlap[row, kept].max() < _DOUBLE_IOU:
+            kept.append(row)
+    return np.asarray(kept, np.int64)
+
+
+def _compare(ours: Boxes, theirs: Boxes) -> Heard:
+    ours = ours.take(ours.scores >= SURE)
+    overlap = np.where(same_label(ours.labels, theirs.labels), ious(ours.corners, theirs.corners), 0.0)
+    shared = int((greedy(overlap, SAME_IOU) >= 0).sum())
+    return Heard(len(ours.labels) - shared, len(theirs.labels) - shared, shared)
