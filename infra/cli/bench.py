@@ -8,6 +8,7 @@ from infra.cli.lazy import LazyGroup
 
 # name of the command: (module, attribute, the sentence in the list of commands)
 COMMANDS = {
+    "cascade": ("infra.cli.bench_cascade", "cascade", "Policies, budgets and teaching over one video, with real models."),
     "faults": ("infra.cli.bench_faults", "faults", "Every fault on two real sites, judged record by record from outside."),
     "fuzz": ("infra.cli.bench_fuzz", "fuzz", "Every decoder of bytes from outside under a fuzzer guided by coverage."),
     "link": ("infra.cli.bench_link", "link", "The link beside MirrorMaker 2 and a plain copying loop, on the same outage."),
@@ -20,6 +21,7 @@ def bench() -> None:
 
     \b
     Examples:
+      headwater bench cascade
       headwater bench link
       headwater bench faults --long
     """
