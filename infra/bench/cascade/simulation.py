@@ -21,6 +21,7 @@ from schemas.detections import Detections
 from schemas.messages import Tier
 
 BURST_S = 5.0
+UNBOUND = 1e12
 TAUGHT = "taught"
 
 
@@ -93,8 +94,10 @@ def simulate(material: Material, plan: Plan, chosen: Sequence[bool] | None = Non
 def _with_memory(material: Material, plan: Plan) -> Run:
     frames, share = len(material.region), plan.budget_share if plan.budget_share is not None else 1.0
     now = [0.0]
-    budgets = Budgets(bytes_per_s=1e12, inferences_per_s=share * material.fps, burst_s=BURST_S, clock=lambda: now[0])
-    budgets.inferences.spend(budgets.inferences.level())  # no run begins with more than it may spend in the long run
+    rate = UNBOUND if plan.mode == "everything" else share * material.fps
+    budgets = Budgets(bytes_per_s=UNBOUND, inferences_per_s=rate, burst_s=BURST_S, clock=lambda: now[0])
+    if plan.mode != "everything":  # no run begins with more than it may spend in the long run
+        budgets.inferences.spend((1 - Budgets.RESERVE) * budgets.inferences.level())
     chosen_by_chance = _at_random(frames, share, plan.seed) if plan.policy == RANDOM else None
     value = VALUES.get(plan.policy if chosen_by_chance is None else UNIFORM)
     if value is None:
