@@ -91,7 +91,7 @@ class Evidence(msgspec.Struct, **_strict):
         Meta(ge=0.05, le=10, description="... or so many seconds after its first one: the longest time that a look waits for its clip"),
     ] = 2.0
     open_clips: Annotated[
-        int, Meta(ge=1, le=32, description="clips in work at a time; one source more, and the oldest clip ends early")
+        int, Meta(ge=1, le=32, description="clips in work at a time; of one source more, auto sends pictures, and clip ends the oldest one")
     ] = 8
 
     def wrong(self, path: str) -> Iterator[str]:

@@ -346,6 +346,18 @@ def test_few_looks_go_at_once_and_many_in_clips_by_themselves(tools: ModuleType,
     assert kinds.count(CLIP) >= 3
 
 
+def test_more_sources_than_clips_send_pictures_rather_than_ending_each_others_clips(tools: ModuleType, bench: Make) -> None:
+    desk = bench(policy=CHEAP, evidence=Evidence(clip_frames=8, clip_s=0.3, open_clips=2))
+    names = [f"cam-{n}" for n in range(6)]
+    frames = unsure(tools, desk, [tools.frame(name, n) for n in range(24) for name in names])
+    (items,) = desk.run([desk.record(frame, offset=n) for n, frame in enumerate(frames)])
+    questions = [asked(output) for output in escalations(items, tools)]
+    assert sorted(each.id for question in questions for each in question.records) == sorted(str(frame.id) for frame in frames)
+    clips = [question for question in questions if question.content_type == CLIP]
+    assert clips
+    assert sum(len(question.records) for question in clips) / len(clips) > 5, "none was ended early"
+
+
 def test_clips_that_cannot_be_made_are_an_error_at_start_and_auto_does_without(
     tools: ModuleType, bench: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

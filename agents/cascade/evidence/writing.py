@@ -125,10 +125,14 @@ class Writing:
         frame = question.frame
         areas = self.redaction.areas(frame.source, question.watched)
         key = (frame.source, frame.id.stream, question.reason)
-        at_once = question.reason in AT_ONCE or self.side > MAX_CLIP_SIDE
+        at_once = question.reason in AT_ONCE or self.side > MAX_CLIP_SIDE or self._crowded(key)
         form = self.forms.choose(key, self._clock(), look_bytes, at_once=at_once)
         make = self._clip if form.clip else self._picture
         return await make(question, areas, key, form, spent)
+
+    def _crowded(self, key: tuple[str, ...]) -> bool:
+        """Whether another clip would only end one that is open: then clips of a frame or two would follow, which save nothing."""
+        return self.settings.form == "auto" and len(self.clips) >= self.settings.open_clips and not self.clips.open(key)
 
     async def shown(self, frame: Frame, watched: Sequence[Detection] | None) -> Frame | None:
         """The frame as people may see it elsewhere; None if nobody knows what must be covered in it. Raises `UndecodableImage`."""
