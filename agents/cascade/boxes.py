@@ -28,11 +28,11 @@ class Boxes(NamedTuple):
         return Boxes(tuple(self.labels[index] for index in indexes), self.scores[indexes], self.corners[indexes])
 
 
-def boxes_of(detections: Detections) -> Boxes:
-    """The detections as arrays, in their order."""
-    rows = [(d.score, d.x0, d.y0, d.x1, d.y1) for d in detections]
-    table = np.asarray(rows, np.float64).reshape(-1, 5)
-    return Boxes(tuple(d.label for d in detections), table[:, 0], table[:, 1:])
+def boxes_of(detections: Detections, most: int | None = None) -> Boxes:
+    """The detections as arrays, in their order; the first `most` of them."""
+    chosen = list(detections)[:most]
+    table = np.asarray([(d.score, d.x0, d.y0, d.x1, d.y1) for d in chosen], np.float64).reshape(-1, 5)
+    return Boxes(tuple(d.label for d in chosen), table[:, 0], table[:, 1:])
 
 
 def detections_of(boxes: Boxes, tracks: Ints | None = None) -> Detections:
@@ -57,11 +57,12 @@ def _detection(label: str, score: float, box: list[float], track: int) -> Detect
 
 def ious(first: Floats, second: Floats) -> Floats:
     """Intersection over union of each of [n, 4] boxes with each of [m, 4], as [n, m]."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0.0, None), axis=2)
-    total = areas(first)[:, None] + areas(second)[None, :] - shared
-    return np.asarray(np.divide(shared, total, out=np.zeros_like(shared), where=total > 0), np.float64)
+    width, height = (
+        np.minimum.outer(first[:, axis + 2], second[:, axis + 2]) - np.maximum.outer(first[:, axis], second[:, axis]) for axis in (0, 1)
+    )
+    shared = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    total = np.add.outer(areas(first), areas(second)) - shared
+    return np.asarray(shared / np.where(total > 0, total, 1.0), np.float64)
 
 
 def areas(corners: Floats) -> Floats:
@@ -111,4 +112,6 @@ def greedy(overlap: Floats, least: float) -> Ints:
 
 def same_label(first: tuple[str, ...], second: tuple[str, ...]) -> NDArray[np.bool_]:
     """Whether each of n labels is each of m, as [n, m]."""
-    return np.asarray(np.asarray(first, dtype=object)[:, None] == np.asarray(second, dtype=object)[None, :], np.bool_)
+    numbers: dict[str, int] = {}
+    one, two = ([numbers.setdefault(label, len(numbers)) for label in labels] for labels in (first, second))
+    return np.asarray(np.equal.outer(np.asarray(one, np.int64), np.asarray(two, np.int64)), np.bool_)

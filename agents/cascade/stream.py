@@ -20,6 +20,7 @@ from agents.cascade.gate import Gate
 from agents.cascade.tracks import Followed, Tracker
 from schemas.detections import Detections
 
+MOST_BOXES = 80  # of a frame, the best: a detector that is asked for weak ones gives hundreds, and they cost more than they tell
 SNAPSHOTS = 400  # frames of a source whose answers are waited for
 SURE, UNSURE = 0.4, 0.25  # a higher tier's detection from SURE on is taken for true, below UNSURE for nothing; between it is unsure itself
 SAME_IOU, NEAR_IOU = 0.5, 0.3
@@ -79,10 +80,10 @@ class Stream:
         at_s
             When it was taken, in seconds.
         seen
-            What the model saw in it.
+            What the model saw in it, best first; what is beyond `MOST_BOXES` is left out.
         """
         at_s = self._at_s = max(at_s, self._at_s)
-        raw = boxes_of(seen)
+        raw = boxes_of(seen, MOST_BOXES)
         spoken = frozenset(number for number, told in self._told.items() if told.logit > 0)
         followed = self.tracker.follow(raw, at_s, spoken)
         self._forget(at_s, followed)

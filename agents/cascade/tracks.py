@@ -116,7 +116,7 @@ class Tracker:
         return np.asarray(inside & ((self._hits[rows] >= CONFIRMED_HITS) | self._among(rows, known)))
 
     def _among(self, rows: Ints, known: frozenset[int]) -> NDArray[np.bool_]:
-        return np.isin(self._numbers[rows], np.fromiter(known, np.int64, len(known)))
+        return np.fromiter((number in known for number in self._numbers[rows].tolist()), np.bool_, len(rows))
 
     def _assign(self, boxes: Boxes, places: Floats) -> Ints:
         """The row of each detection's track, or -1."""

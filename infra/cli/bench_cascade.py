@@ -208,15 +208,16 @@ def _runs(asked: _Options, sent: Material, clips: Material | None, truths: Truth
     from infra.bench.cascade.simulation import Plan, simulate
 
     plans: list[tuple[Material, Plan]] = [(sent, Plan(policy=LEAF)), (sent, Plan(policy=REGION))]
-    bound = asked.compute * next(iter(sent.costs.values()))
+    bounds = (0.0, asked.compute * next(iter(sent.costs.values()))) if len(sent.leaf) > 1 else (0.0,)
     for share in asked.budgets:
         for seed in range(asked.seeds):
             plans.append((sent, Plan(policy=RANDOM, budget_share=share, taught=False, seed=seed)))
-            plans.append((sent, Plan(policy=RANDOM, budget_share=share, seed=seed, compute=bound, delay=asked.delay)))
+            plans += [(sent, Plan(policy=RANDOM, budget_share=share, seed=seed, compute=each, delay=asked.delay)) for each in bounds]
         plans.append((sent, Plan(policy=UNIFORM, budget_share=share, taught=False)))
         plans += [
-            (sent, Plan(policy=name, budget_share=share, compute=bound, delay=asked.delay))
+            (sent, Plan(policy=name, budget_share=share, compute=each, delay=asked.delay))
             for name in dict.fromkeys((UNIFORM, *asked.policies))
+            for each in bounds
         ]
     if clips is not None:
         plans.append((clips, Plan(policy="uniform", mode="everything", delay=max(asked.delay, round(clips.fps)))))

@@ -22,7 +22,7 @@ from schemas.messages import Tier
 
 BURST_S = 5.0
 UNBOUND = 1e12
-TAUGHT = "taught"
+PLAIN, TAUGHT, SIZES = "", "taught", "taught, sizes learned"
 
 
 class Material(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     compute
-        What a look of the leaf may cost; the configured one is taken whatever it costs.
+        What a look of the leaf may cost; 0: the configured one is taken always.
     delay
         Frames between a frame and its answer.
     """
@@ -122,7 +122,7 @@ def _with_memory(material: Material, plan: Plan) -> Run:
             trial = {sizes: seen[frame] for sizes, seen in material.leaf.items()} if cascade.wants_trial(SOURCE) else None
             cascade.ask(SOURCE, str(frame), view, now[0], trial)
             waiting.append(frame)
-    return _run(material, plan, instant, inferred, TAUGHT)
+    return _run(material, plan, instant, inferred, SIZES if plan.compute else TAUGHT)
 
 
 def _without_memory(material: Material, plan: Plan, chosen: Sequence[bool] | None) -> Run:
@@ -142,7 +142,7 @@ def _without_memory(material: Material, plan: Plan, chosen: Sequence[bool] | Non
         raise ValueError(
             f"policy {plan.policy!r} has a memory: expected one of {', '.join((LEAF, REGION, RANDOM, UNIFORM, ORACLE))} without"
         )
-    return _run(material, plan, instant, inferred, "")
+    return _run(material, plan, instant, inferred, PLAIN)
 
 
 def _at_random(frames: int, share: float, seed: int | None) -> np.ndarray:
