@@ -105,8 +105,8 @@ class Degradation(msgspec.Struct, frozen=True, kw_only=True):
         return cls(name=match["name"], strength=strength, from_s=from_s, to_s=to_s)
 
     def __str__(self) -> str:
-        until = "" if self.to_s is None else f"-{self.to_s:g}"
-        return f"{self.name}={self.strength:g}@{self.from_s:g}{until}"
+        until = "" if self.to_s is None else f"-{self.to_s:.12g}"
+        return f"{self.name}={self.strength:.12g}@{self.from_s:.12g}{until}"
 
     def holds(self, at_s: float) -> bool:
         """Whether it is under way at that time."""

@@ -7,8 +7,9 @@ import math
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
-from agents.drift.rhythm import LEVELS, LevelOf, Rhythm
+from agents.drift.rhythm import ENOUGH, LEVELS, LevelOf, Rhythm
 
 DELTA = 1e-6
 CAPACITY = 512  # batch means that are kept
@@ -44,6 +45,7 @@ class ShiftsState(msgspec.Struct):
     length: int = 0  # of a batch: 2**length times the base
     armed: bool = False
     judged: int = 0  # means since then
+    remeasured: bool = False  # the rhythm, since an alarm closed, for the batches may be too long now
     means: list[float] = msgspec.field(default_factory=list)
     centre: float = 0.0
     scale: float = 1.0
@@ -64,6 +66,20 @@ class Shift(NamedTuple):
     recovered: bool = False
 
 
+def change_point(means: list[float]) -> int:
+    """The index from which on the level is most likely another one: where means before and after differ most, in standard errors.
+
+    >>> change_point([1.0, 2.0, 1.0, 2.0, 8.0, 9.0])
+    4
+    """
+    values = np.array(means)
+    before = np.arange(1, len(values))
+    after = len(values) - before
+    sums = np.cumsum(values)[:-1]
+    difference = sums / before - (values.sum() - sums) / after
+    return 1 + int(np.argmax(np.abs(difference) * np.sqrt(before * after)))
+
+
 class Shifts:
     """Watches the level of one stream of numbers.
 
@@ -72,13 +88,16 @@ class Shifts:
     of 1, and in units of a confidence a shift of ten deviations would wait for it. ADWIN's own check is made at every mean, not every 32nd.
     Once ADWIN saw a shift, it is an alarm as soon as the level is further than matters from the one that was last known to be stable, so
     that a creeping change does not escape by small steps. The alarm closes after 32 batches without a further shift.
-    Batches grow whenever the stream's memory has; they become shorter again when an alarm closes.
+    ADWIN says that there was a shift, but keeps some of what came before it; where it was, and the level since then, is found by the most
+    likely point of change (Hinkley, 1970) in the means. Batches grow whenever the stream's memory has; they can become
+    shorter again after an alarm, once the rhythm of the new level is known.
 
     ADWIN's state is that of a library. What is kept instead are the means that it has seen since it was made anew, at most 512: fed again,
     they give the same state. It is made anew when they are full (with the latest 256), when the batches grow and after each shift.
 
     References
     ----------
+    Hinkley, "Inference about the change-point in a sequence of random variables", Biometrika 57 (1970).
     Bifet & Gavalda, "Learning from time-changing data with adaptive windowing", SIAM International Conference on Data Mining (2007).
     """
 
@@ -129,7 +148,7 @@ class Shifts:
         fits = self._rhythm.fits(state.length)
         value = round(means[state.length], _DIGITS)
         state.means.append(value)
-        if fits is False:
+        if fits is False and not state.open:
             return self._grow()
         if not state.armed:
             if fits:
@@ -137,6 +156,8 @@ class Shifts:
             del state.means[:-CAPACITY]
             return None
         state.judged += 1
+        if state.remeasured and fits and not state.open and self._shorten():
+            return None
         self._adwin.update((value - state.centre) / state.scale)
         if self._adwin.drift_detected:
             return self._shifted()
@@ -167,18 +188,28 @@ class Shifts:
             return None
         return self._shifted() if self._renew() else None
 
-    def _shorten(self) -> None:
-        """Batches as short as the stream's present rhythm allows; the means of the longer ones say nothing of their spread, and go."""
+    def _remeasure(self) -> None:
+        """Forget the rhythm: jumps are in it that are explained now, and the new level may have a rhythm of its own."""
+        self._state.rhythm[:] = [LevelOf() for _ in range(LEVELS)]
+        self._state.remeasured = True
+
+    def _shorten(self) -> bool:
+        """Batches as short as the rhythm since the last alarm allows; the means of the longer ones say nothing of their spread, and go."""
         state = self._state
         length = next((length for length in range(state.length) if self._rhythm.fits(length)), state.length)
-        if length < state.length:
-            state.length, state.means = length, []
-            self._renew()
+        state.remeasured = False
+        if length == state.length:
+            return False
+        state.length, state.means = length, []
+        self._renew()
+        return True
 
     def _renew(self) -> bool:
         """Make the detector anew with the means that are kept; returns whether they show a shift, which is then cut off."""
         state = self._state
-        state.scale = max(self.kind.grain, math.sqrt(self._rhythm.levels[state.length].variance))
+        level = self._rhythm.levels[state.length]
+        if level.count >= ENOUGH:
+            state.scale = max(self.kind.grain, math.sqrt(level.variance))
         state.centre = self._mean(state.means) if state.means else 0.0
         shifted = False
         while self._feed():
@@ -195,15 +226,14 @@ class Shifts:
         for index, mean in enumerate(state.means):
             self._adwin.update((mean - state.centre) / state.scale)
             if self._adwin.drift_detected:
-                kept = int(self._adwin.width)
-                state.means = state.means[index + 1 - kept :]
+                state.means = state.means[change_point(state.means[: index + 1]) :]
                 return True
         return False
 
     def _shifted(self) -> Shift | None:
         state = self._state
         if self._adwin.drift_detected:
-            state.means = state.means[-int(self._adwin.width) :]
+            state.means = state.means[change_point(state.means) :]
             self._renew()
         state.shifted, state.stable = True, 0
         return self._weigh()
@@ -218,11 +248,11 @@ class Shifts:
             if not self.kind.matters(before, after):
                 return None
             state.open = True
-        elif state.stable < SETTLE:
+        elif state.stable < SETTLE or self.kind.matters(after, self._mean(state.means[-SETTLE // 2 :])):
             return None
         else:
             state.open, state.shifted, state.stable, state.level = False, False, 0, after
-            self._shorten()
+            self._remeasure()
         return Shift(state.open, before, after, len(state.means), self.batch, recovered=not self.kind.matters(before, after))
 
     @staticmethod
