@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+ExpectedUp = Callable[[str, str], str | None]  # the SHA-256 of evidence and a record's id: its detections as JSON
 Expected = Callable[[str], str | None]  # the SHA-256 of a frame's bytes: its detections as JSON; None if it cannot be decoded
 
 SENT, RESULT, DROP, DEAD = 1, 2, 4, 8
@@ -107,14 +108,14 @@ class Book:
     Parameters
     ----------
     expected, expected_up
-        Detections of a frame at the leaf, and of evidence at the region, by the digest of the bytes.
+        Detections of a frame at the leaf by the digest of its bytes, and of a record at the region by that of the evidence and its id.
     has_evidence
         Whether the evidence of a digest has been read.
     uuids
         Topic uuids of the leaf by topic, for drops that name offsets.
     """
 
-    def __init__(self, expected: Expected, expected_up: Expected, has_evidence: Callable[[str], bool], uuids: dict[str, str]) -> None:
+    def __init__(self, expected: Expected, expected_up: ExpectedUp, has_evidence: Callable[[str], bool], uuids: dict[str, str]) -> None:
         self.expected, self.expected_up, self.has_evidence, self.uuids = expected, expected_up, has_evidence, uuids
         self.promises: dict[str, Promise] = {}
         self.open: dict[str, Promise] = {}  # those that nothing is known of
@@ -320,7 +321,7 @@ class Book:
             if answer.evidence is not None and not self.has_evidence(answer.evidence):
                 self._unchecked.append(answer)
             else:
-                self._compare(answer, self.expected_up(answer.evidence or ""))
+                self._compare(answer, self.expected_up(answer.evidence or "", answer.id))
 
     def _compare(self, answer: _Answer, wanted: str | None) -> None:
         if answer.status != "failed" and wanted != answer.detections:

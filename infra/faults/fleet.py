@@ -17,8 +17,9 @@ from typing import Any, Self
 from infra.cli.run import ROLES, role_process
 from infra.demo.scrape import Scrape, scrape
 from infra.faults.clocks import clock_environment
-from infra.faults.judge import Judge, Oracle, Settled
+from infra.faults.judge import Judge, Settled
 from infra.faults.manifest import Writing
+from infra.faults.oracle import EvidenceOracle, Oracle
 from infra.faults.raw import Admin, Writer, frame_headers, murmur2
 from infra.faults.service import Death, Keeper, Service
 from infra.faults.sites import LEAF, PARTITIONS, REGION, Workload, detector_of, leaf_site, read_site, region_site
@@ -148,7 +149,7 @@ class Fleet:
         leaf, region = read_site(self.leaf_file), read_site(self.region_file)
         for site in (leaf, region):
             create_topics(Topology(site), Clients(site.kafka, "faults"))
-        oracle, oracle_up = Oracle(detector_of(leaf)), Oracle(detector_of(region))
+        oracle, oracle_up = Oracle(detector_of(leaf)), EvidenceOracle(detector_of(region))
         for picture in self.workload.pictures.iterdir():
             oracle.learn(picture.read_bytes())
         self.judge = Judge(self.leaf_servers, self.region_servers, LEAF, self.manifests, oracle, oracle_up, leaf_clock_s=self.clock_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,48 +10,13 @@ from typing import Any
 
 import msgspec
 
-from agents.inference.detector import Detector
-from agents.inference.images import UndecodableImage
 from infra.faults.book import Book
 from infra.faults.manifest import Reading
+from infra.faults.oracle import EvidenceOracle, Oracle
 from infra.faults.raw import Admin, Reader
 
 _LEAF = ("frames", "verdicts", "region.verdicts", "results", "alerts", "drops", "epochs", "escalations", "escalations.alerts")
 _LETTERS = ".dlq"
-
-
-class Oracle:
-    """What a detector answers to some bytes, asked once and directly: a run without faults."""
-
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
-        self._answers: dict[str, str | None] = {}
-        self._waiting: dict[str, bytes] = {}
-
-    def learn(self, data: bytes) -> str:
-        """Keep bytes until they are asked for; returns their digest."""
-        digest = hashlib.sha256(data).hexdigest()
-        if digest not in self._answers:
-            self._waiting[digest] = data
-        return digest
-
-    def forbid(self, data: bytes) -> None:
-        """These bytes are fatal to look at: they have no answer."""
-        digest = self.learn(data)
-        self._waiting.pop(digest, None)
-        self._answers[digest] = None
-
-    def knows(self, digest: str) -> bool:
-        return digest in self._waiting or digest in self._answers
-
-    def __call__(self, digest: str) -> str | None:
-        """The detections as JSON; None if the bytes are no picture, or were never learned."""
-        if (data := self._waiting.pop(digest, None)) is not None:
-            try:
-                self._answers[digest] = self._detector.look(data).detections.to_json()
-            except UndecodableImage:
-                self._answers[digest] = None
-        return self._answers.get(digest)
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -99,7 +63,7 @@ class Judge:
     """
 
     def __init__(
-        self, leaf: str, region: str, site: str, manifests: Path, oracle: Oracle, oracle_up: Oracle, *, leaf_clock_s: float = 0.0
+        self, leaf: str, region: str, site: str, manifests: Path, oracle: Oracle, oracle_up: EvidenceOracle, *, leaf_clock_s: float = 0.0
     ) -> None:
         self.leaf_clock_s = leaf_clock_s
         self.site, self.manifests, self.oracle, self.oracle_up = site, manifests, oracle, oracle_up
@@ -260,7 +224,7 @@ class Judge:
         elif base == "epochs":
             book.epoch(value)
         else:
-            self.oracle_up.learn(value)
+            self.oracle_up.learn(value, _header(message, "escalation") or "{}")
 
     def _foreign(self, message: Any) -> str:
         return f"kafka/{self.book.uuids['cluster']}/{self.book.uuids['frames']}/{message.partition()}/{message.offset()}"

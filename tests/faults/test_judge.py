@@ -18,7 +18,8 @@ LATER = 100.0
 
 def book(evidence: dict[str, str] | None = None) -> Book:
     known = {} if evidence is None else evidence
-    kept = Book({SHA: SEEN}.get, known.get, known.__contains__, {"frames": "uuid-frames", "verdicts": "uuid-verdicts"})
+    uuids = {"frames": "uuid-frames", "verdicts": "uuid-verdicts"}
+    kept = Book({SHA: SEEN}.get, lambda digest, _: known.get(digest), known.__contains__, uuids)
     kept.promise("cam/e/0", SHA, 1.0)
     kept.promise("cam/e/1", SHA, 2.0)
     return kept
