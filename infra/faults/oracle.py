@@ -66,14 +66,16 @@ class EvidenceOracle:
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
-        self._waiting: dict[str, tuple[bytes, _Question]] = {}
-        self._answers: dict[str, dict[str, str]] = {}
+        self._waiting: dict[str, tuple[bytes, str]] = {}
+        self._answers: dict[str, list[str]] = {}
+        self._places: dict[tuple[str, str], int] = {}  # of records in evidence: two sources may send the same bytes
 
     def learn(self, data: bytes, question: str) -> None:
         """Keep evidence until it is asked for, with its question (JSON)."""
-        digest = hashlib.sha256(data).hexdigest()
+        digest, asked = hashlib.sha256(data).hexdigest(), msgspec.json.decode(question, type=_Question)
+        self._places |= {(digest, each.id): place for place, each in enumerate(asked.records)}
         if digest not in self._answers:
-            self._waiting[digest] = (data, msgspec.json.decode(question, type=_Question))
+            self._waiting[digest] = (data, asked.content_type)
 
     def knows(self, digest: str) -> bool:
         return digest in self._waiting or digest in self._answers
@@ -82,18 +84,16 @@ class EvidenceOracle:
         """The detections on a record as JSON; None if the evidence cannot be decoded, or does not hold it."""
         if (kept := self._waiting.pop(digest, None)) is not None:
             self._answers[digest] = self._judge(*kept)
-        return self._answers.get(digest, {}).get(record)
+        answers, place = self._answers.get(digest, []), self._places.get((digest, record))
+        return answers[place] if place is not None and place < len(answers) else None
 
-    def _judge(self, data: bytes, question: _Question) -> dict[str, str]:
-        names = [each.id for each in question.records]
+    def _judge(self, data: bytes, content_type: str) -> list[str]:
         try:
-            if question.content_type == "image/jpeg":
-                looks = [self._detector.look(data)]
-            else:
-                looks = [self._detector.look_at(pixels) for pixels in _frames(data)]
+            if content_type == "image/jpeg":
+                return [self._detector.look(data).detections.to_json()]
+            return [self._detector.look_at(pixels).detections.to_json() for pixels in _frames(data)]
         except (UndecodableImage, av.FFmpegError):
-            return {}
-        return {name: look.detections.to_json() for name, look in zip(names, looks, strict=False)}
+            return []
 
 
 def _frames(data: bytes) -> Iterator[Pixels]:

@@ -72,3 +72,13 @@ def test_what_cannot_be_decoded_has_no_answer() -> None:
     for data, kind in ((b"\xff\xd8 no picture", "image/jpeg"), (b"no clip", "video/h264")):
         kept.learn(data, question(kind, "cam/e/1"))
         assert kept(hashlib.sha256(data).hexdigest(), "cam/e/1") is None
+
+
+def test_two_records_may_have_the_same_evidence() -> None:
+    jpeg, kept = bytes(simplejpeg.encode_jpeg(grey(120), quality=90, colorspace="BGR")), oracle()
+    digest = hashlib.sha256(jpeg).hexdigest()
+    for name in ("cam/e/1", "gate/f/7"):
+        kept.learn(jpeg, question("image/jpeg", name))
+    assert kept(digest, "cam/e/1") == kept(digest, "gate/f/7") is not None
+    kept.learn(jpeg, question("image/jpeg", "dock/g/2"))
+    assert kept(digest, "dock/g/2") == kept(digest, "cam/e/1")
