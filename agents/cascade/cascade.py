@@ -16,7 +16,7 @@ from agents.cascade.boxes import Boxes, boxes_of
 from agents.cascade.budgets import Budgets
 from agents.cascade.eyes import Eyes, Sizes
 from agents.cascade.governor import Governor
-from agents.cascade.stream import SURE, UNSURE, Heard, Stream, View
+from agents.cascade.stream import MOST_BOXES, SURE, UNSURE, Heard, Stream, View
 from agents.cascade.values import Value
 from schemas.detections import Detections
 from schemas.messages import Reason
@@ -93,11 +93,12 @@ class Cascade:
         self._offered_at_s = now_s
         since_s = now_s - self._source(source).asked_at_s
         wanted = self.mode == "everything" or self.budgets.full() or self.governor.passes(self.value.worth(view, since_s))
-        reason = Reason.UNCERTAIN if wanted and self.budgets.forbids(Reason.UNCERTAIN, size) is None else None
-        if reason is not None:
-            self.budgets.spend(size)
-        self.governor.account(self._seconds_of_budget(size) if reason is not None else 0.0, passed_s)
-        return reason
+        # by what is wanted, not by what is got: budgets that say no would leave the threshold where everything passes it
+        self.governor.account(self._seconds_of_budget(size) if wanted else 0.0, passed_s)
+        if not wanted or self.budgets.forbids(Reason.UNCERTAIN, size) is not None:
+            return None
+        self.budgets.spend(size)
+        return Reason.UNCERTAIN
 
     def _seconds_of_budget(self, size: float) -> float:
         """What a look takes of the budget that binds."""
@@ -116,7 +117,7 @@ class Cascade:
         of.since[key] = now_s - of.asked_at_s
         of.asked_at_s = now_s
         of.stream.ask(key, view)
-        of.trials[key] = {sizes: boxes_of(seen) for sizes, seen in trial.items()} if trial is not None else None
+        of.trials[key] = {sizes: boxes_of(seen, MOST_BOXES) for sizes, seen in trial.items()} if trial is not None else None
         while len(of.trials) > len(of.stream.asked):
             oldest = next(iter(of.trials))
             of.trials.pop(oldest), of.since.pop(oldest)
@@ -136,7 +137,7 @@ class Cascade:
             theirs = theirs.take(theirs.scores >= UNSURE)
             of.eyes.hear(trial, theirs, theirs.scores >= SURE)
             if of.eyes.chosen != before:
-                of.stream.begin_again()  # another model's scores mean something else
+                of.stream.begin_again(of.eyes.calibrators[of.eyes.chosen])  # another model's scores mean something else
         return heard
 
     def _source(self, name: str) -> _Source:

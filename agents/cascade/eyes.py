@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.cascade.boxes import Boxes
+from agents.cascade.calibrator import Calibrator
 from agents.cascade.gate import Gate
+from agents.cascade.stream import rightness
 
 Sizes = tuple[int, ...]
 
@@ -33,6 +35,7 @@ class Eyes:
     def __init__(self, choices: Sequence[Sizes]) -> None:
         self.choices = tuple(choices)
         self.gate = Gate(len(self.choices))
+        self.calibrators = {sizes: Calibrator() for sizes in self.choices}  # so that a change of sizes does not change what a score means
         self._verdicts = 0
 
     @property
@@ -53,4 +56,6 @@ class Eyes:
         """Take in a verdict on a frame, and what each choice had seen in it, if it was tried."""
         self._verdicts += 1
         if trial is not None and all(sizes in trial for sizes in self.choices):
+            for sizes in self.choices:
+                self.calibrators[sizes].learn(trial[sizes].scores, rightness(trial[sizes], truth))
             self.gate.examine([trial[sizes] for sizes in self.choices], truth, sure)

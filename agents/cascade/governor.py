@@ -40,12 +40,12 @@ class Governor:
         return worth > self.threshold
 
     def account(self, spent: float, passed_s: float) -> None:
-        """Take in what was spent on a frame, as a multiple of what the budget gives in a second.
+        """Take in what a frame that passed would take, as a multiple of what the budget gives in a second, whether it got it or not.
 
         Parameters
         ----------
         spent
-            Seconds of the budget that the frame took; 0 if it was not asked about. Of several budgets the largest.
+            Seconds of the budget that the frame would take; 0 if it did not pass. Of several budgets the largest.
         passed_s
             Since the frame before it, of whichever source; above 0.
         """

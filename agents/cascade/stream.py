@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from agents.cascade.boxes import Boxes, Floats, boxes_of, detections_of, greedy, ious, logit, same_label
+from agents.cascade.calibrator import Calibrator
 from agents.cascade.corrector import Corrector
 from agents.cascade.features import KEEP_S, Features, Labels, Told, features, offsets
 from agents.cascade.gate import Gate
@@ -65,6 +66,7 @@ class Stream:
     def __init__(self, *, publish_from: float, teach: bool = True) -> None:
         self.publish_from, self.teach = publish_from, teach
         self.tracker, self.corrector, self.gate, self.labels = Tracker(), Corrector(), Gate(3), Labels()
+        self.calibrator = Calibrator()
         self._told: dict[int, Told] = {}
         self.asked: OrderedDict[str, View] = OrderedDict()  # frames whose answers are waited for, oldest first
         self._at_s = -np.inf
@@ -98,8 +100,10 @@ class Stream:
 
     def _answer(self, way: int, followed: Followed, known: Features, probability: Floats) -> tuple[Boxes, tuple[int, ...]]:
         if way == _PLAIN:
-            chosen = np.flatnonzero((np.arange(len(followed.tracks)) < followed.seen) & (followed.boxes.scores >= self.publish_from))
-            return followed.boxes.take(chosen), tuple(followed.tracks[chosen].tolist())
+            seen = followed.boxes.take(np.arange(followed.seen))
+            boxes = seen._replace(scores=self.calibrator.of(seen.scores)) if self.teach else seen
+            chosen = np.flatnonzero(boxes.scores >= self.publish_from)
+            return boxes.take(chosen), tuple(followed.tracks[chosen].tolist())
         corners = self.corrector.moved(followed.boxes, known) if way == _MOVED else followed.boxes.corners
         order = np.argsort(-probability, kind="stable")
         order = order[probability[order] >= self.publish_from]
@@ -111,9 +115,15 @@ class Stream:
         if len(self._told) > 4 * len(self.tracker) + 64:
             self._told = {number: told for number, told in self._told.items() if at_s - told.at_s <= KEEP_S}
 
-    def begin_again(self) -> None:
-        """Forget what was learned of the model's answers: another model looks at the stream from now on. Tracks go on."""
-        self.corrector, self.gate = Corrector(), Gate(3)
+    def begin_again(self, calibrator: Calibrator | None = None) -> None:
+        """Forget what was learned of the model's answers: another model looks at the stream from now on. Tracks go on.
+
+        Parameters
+        ----------
+        calibrator
+            Of the new model, if it was judged before.
+        """
+        self.corrector, self.gate, self.calibrator = Corrector(), Gate(3), calibrator or Calibrator()
         self._model += 1
 
     # ---- verdicts
@@ -143,6 +153,7 @@ class Stream:
 
     def _learn(self, view: View, theirs: Boxes) -> None:
         boxes = view.followed.boxes
+        self.calibrator.learn(view.raw.scores, rightness(view.raw, theirs))
         overlap = np.where(same_label(boxes.labels, theirs.labels), ious(boxes.corners, theirs.corners), 0.0)
         best = np.argsort(-self.corrector.scores(view.known), kind="stable")
         same, near = np.full(len(best), -1, np.int64), np.full(len(best), -1, np.int64)
@@ -177,6 +188,18 @@ class Stream:
         news = np.setdiff1d(np.flatnonzero(theirs.scores >= SURE), near)
         for number, score in zip(self.tracker.add(theirs.take(news), view.at_s).tolist(), theirs.scores[news].tolist(), strict=True):
             self._told[number] = Told(float(logit(np.array([score]))[0]), view.at_s, (0.0, 0.0, 0.0, 0.0))
+
+
+def rightness(ours: Boxes, theirs: Boxes) -> Floats:
+    """[n], 0 to 1: whether a higher tier saw each of our boxes too, between where it is unsure itself. The better boxes choose first."""
+    if not len(theirs.labels):
+        return np.zeros(len(ours.labels))
+    best = np.argsort(-ours.scores, kind="stable")
+    overlap = np.where(same_label(ours.labels, theirs.labels), ious(ours.corners, theirs.corners), 0.0)
+    same = np.full(len(best), -1, np.int64)
+    same[best] = greedy(overlap[best], SAME_IOU)
+    certainty = np.clip((theirs.scores - UNSURE) / (SURE - UNSURE), 0.0, 1.0)
+    return np.where(same >= 0, certainty[same], 0.0)
 
 
 def _without_doubles(boxes: Boxes) -> np.ndarray:

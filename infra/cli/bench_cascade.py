@@ -40,6 +40,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     seeds: int
     compute: float
     frames: int | None
+    min_score: float
     skip_s: float
     classes: tuple[str, ...]
     everything: bool
@@ -69,6 +70,9 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     default=4.0,
     show_default=True,
     help="How many times the configured look's pixels a leaf may look at, where it chooses input sizes; 1: as configured.",
+)
+@click.option(
+    "--min-score", type=click.FloatRange(0.01, 0.9), default=0.25, show_default=True, help="What is answered: boxes from this score on."
 )
 @click.option("--frames", type=click.IntRange(1), help="Only so many frames.")
 @click.option(
@@ -140,7 +144,7 @@ def _compare(path: Path | None, asked: _Options) -> Report:
     from infra.bench.cascade import reference
     from infra.bench.cascade.cache import file_digest
     from infra.bench.cascade.labels import read_labels
-    from infra.bench.cascade.material import LOW_SCORE, Evidence, camera_bytes, footage, material, seen_by
+    from infra.bench.cascade.material import CLIP_CRF, CLIP_FRAMES, LOW_SCORE, Evidence, camera_bytes, footage, material, seen_by
     from infra.bench.cascade.models import choices, detector_of, pixels
     from infra.bench.cascade.report import report
     from infra.bench.cascade.runs import Trial
@@ -159,17 +163,17 @@ def _compare(path: Path | None, asked: _Options) -> Report:
     judge = detector_of(asked.reference) if asked.reference else region
     models = ready_models([*leaves, region, judge])
 
-    def opened(settings: Detector) -> Opened:
-        return load(msgspec.structs.replace(settings, min_score=LOW_SCORE), Engine(), models)
+    def opened(settings: Detector, least: float = asked.min_score) -> Opened:
+        return load(msgspec.structs.replace(settings, min_score=least), Engine(), models)
 
     film = footage(path, file_digest(path), asked.frames)
     alone = Evidence(side=max(region.sizes))
-    eyes, far = [opened(each) for each in leaves], opened(region)
-    sent = material(film, eyes, far, alone, publish_from=LOW_SCORE, cost=pixels)
+    eyes, far = [opened(each, LOW_SCORE) for each in leaves], opened(region)
+    sent = material(film, eyes, far, alone, publish_from=asked.min_score, cost=pixels)
     clips = None
     if asked.everything:
-        form = Evidence(side=max(region.sizes), clip_frames=max(1, round(film.fps)))
-        clips = material(film, eyes[:1], far, form, publish_from=LOW_SCORE, cost=pixels)
+        form = Evidence(side=max(region.sizes), clip_frames=CLIP_FRAMES, crf=CLIP_CRF)
+        clips = material(film, eyes[:1], far, form, publish_from=asked.min_score, cost=pixels)
     if asked.labels is not None:
         truths = read_labels(asked.labels, Video(frames=film.frames, width=film.width, height=film.height))
     else:
@@ -203,6 +207,7 @@ def _bar(what: str) -> Iterator[tuple[Progress, TaskID]]:
 
 
 def _runs(asked: _Options, sent: Material, clips: Material | None, truths: Truths, scored_from: int) -> Iterator[Run]:
+    from infra.bench.cascade.material import CLIP_FRAMES
     from infra.bench.cascade.oracle import greedy
     from infra.bench.cascade.runs import LEAF, ORACLE, RANDOM, REGION, UNIFORM
     from infra.bench.cascade.simulation import Plan, simulate
@@ -220,8 +225,8 @@ def _runs(asked: _Options, sent: Material, clips: Material | None, truths: Truth
             for each in bounds
         ]
     if clips is not None:
-        plans.append((clips, Plan(policy="uniform", mode="everything", delay=max(asked.delay, round(clips.fps)))))
-    seen = next(iter(sent.leaf.values()))
+        plans.append((clips, Plan(policy="uniform", mode="everything", delay=asked.delay + CLIP_FRAMES)))
+    seen = simulate(sent, Plan(policy=LEAF)).instant
     known = truths.only(range(scored_from, len(truths.frames)))
     chosen = greedy(known, seen, sent.region, asked.budgets, asked.classes or None)
     with _bar("playing") as (progress, task):

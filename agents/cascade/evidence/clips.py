@@ -1,5 +1,9 @@
-"""The clips that are being made: at most one of a stream at a time, each ended by its number of frames or by time, whichever is first, also
-when its source falls silent.
+"""The clips that are being made: at most one of a stream at a time, each ended by its number of frames, by time, or by its stream's silence,
+whichever is first.
+
+A stream is silent when nothing has come for four of the pauses that it usually makes. Then nothing is gained by waiting on; and where a
+record is worked on with nothing else in work, since it is suspected of having ended the process, it must not wait for frames that cannot
+come.
 
 Each frame is encoded as it comes, in one thread, in the order in which it was asked about. Who brought the first frame of a clip waits
 for its end and gets the clip to write it; the others are told at once that their frame is in. That keeps the delivery protocol without
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
 from typing import Generic, NamedTuple, TypeVar
@@ -27,6 +32,9 @@ from schemas.config import Evidence
 log = logging.getLogger("headwater.evidence")
 
 FULL_BYTES = 2 << 20  # a clip ends with the frame that takes it beyond; topics take twice as much
+SILENT_S = 0.5  # at least; also where a stream's pauses are not known yet
+PAUSES = 4
+STREAMS = 1000  # whose pauses are remembered
 KEPT = 64  # clips that nobody has taken up; the oldest go
 
 T = TypeVar("T")
@@ -47,6 +55,7 @@ class _Clip(Generic[T]):
     def __init__(self, key: Hashable, crf: int, loop: asyncio.AbstractEventLoop) -> None:
         self.key, self.crf = key, crf
         self.taken, self.last = 0, -1
+        self.begun_s = loop.time()
         self.writer: str | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.ended = False
@@ -79,6 +88,24 @@ class _Clip(Generic[T]):
         return sum(size for _, size in list(self.items.values()))
 
 
+class _Pauses:
+    """How long streams are silent between two of their frames."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Hashable, tuple[float, float | None]] = OrderedDict()  # when the last one came, and the mean pause
+
+    def silence_s(self, key: Hashable, now_s: float) -> float:
+        """A frame has come: after how long without another one the stream is silent."""
+        last_s, mean_s = self._known.pop(key, (None, None))
+        if last_s is not None:
+            pause_s = min(60.0, max(0.0, now_s - last_s))
+            mean_s = pause_s if mean_s is None else mean_s + 0.2 * (pause_s - mean_s)
+        self._known[key] = (now_s, mean_s)
+        if len(self._known) > STREAMS:
+            self._known.popitem(last=False)
+        return max(SILENT_S, PAUSES * (mean_s or 0.0))
+
+
 class Clips(Generic[T]):
     """The clips of one process. Its methods are called on the event loop.
 
@@ -91,6 +118,7 @@ class Clips(Generic[T]):
     def __init__(self, settings: Evidence, pool: Executor) -> None:
         self.settings, self._pool = settings, pool
         self._open: dict[Hashable, _Clip[T]] = {}  # the oldest first
+        self._pauses = _Pauses()
         self._unwritten: dict[int, _Clip[T]] = {}
 
     def __len__(self) -> int:
@@ -181,6 +209,7 @@ class Clips(Generic[T]):
 
     def _place(self, key: Hashable, sequence: int, crf: int) -> _Clip[T]:
         """A place in the stream's clip."""
+        loop = asyncio.get_running_loop()
         clip = self._open.get(key)
         if clip is not None and sequence <= clip.last:
             self._end(clip)
@@ -188,12 +217,14 @@ class Clips(Generic[T]):
         if clip is None:
             while len(self._open) >= self.settings.open_clips:
                 self._end(next(iter(self._open.values())))
-            loop = asyncio.get_running_loop()
             clip = self._open[key] = _Clip(key, crf, loop)
-            clip.timer = loop.call_later(self.settings.clip_s, self._end, clip)
             self._unwritten[id(clip)] = clip
             self._forget()
         clip.taken, clip.last = clip.taken + 1, sequence
+        if clip.timer is not None:
+            clip.timer.cancel()
+        until_s = min(clip.begun_s + self.settings.clip_s, loop.time() + self._pauses.silence_s(key, loop.time()))
+        clip.timer = loop.call_at(until_s, self._end, clip)
         return clip
 
     def _forget(self) -> None:

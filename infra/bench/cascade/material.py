@@ -27,6 +27,7 @@ from schemas.detections import Detections
 
 CAMERA_QUALITY = 90
 LOW_SCORE = 0.05  # what the leaf's boxes go down to, so that teaching can raise them
+CLIP_FRAMES, CLIP_CRF = 30, 33
 
 
 class UnusableVideo(ValueError):
