@@ -110,12 +110,14 @@ class Book:
     expected, expected_up
         Detections of a frame at the leaf by the digest of its bytes, and of a record at the region by that of the evidence and its id.
     has_evidence
-        Whether the evidence of a digest has been read.
+        Whether the evidence of a digest has been read, with a question about the record.
     uuids
         Topic uuids of the leaf by topic, for drops that name offsets.
     """
 
-    def __init__(self, expected: Expected, expected_up: ExpectedUp, has_evidence: Callable[[str], bool], uuids: dict[str, str]) -> None:
+    def __init__(
+        self, expected: Expected, expected_up: ExpectedUp, has_evidence: Callable[[str, str], bool], uuids: dict[str, str]
+    ) -> None:
         self.expected, self.expected_up, self.has_evidence, self.uuids = expected, expected_up, has_evidence, uuids
         self.promises: dict[str, Promise] = {}
         self.open: dict[str, Promise] = {}  # those that nothing is known of
@@ -318,7 +320,7 @@ class Book:
         """Detections of the region's verdicts against the evidence that they name, as far as it has been read."""
         waiting, self._unchecked = self._unchecked, []
         for answer in waiting:
-            if answer.evidence is not None and not self.has_evidence(answer.evidence):
+            if answer.evidence is not None and not self.has_evidence(answer.evidence, answer.id):
                 self._unchecked.append(answer)
             else:
                 self._compare(answer, self.expected_up(answer.evidence or "", answer.id))

@@ -77,8 +77,9 @@ class EvidenceOracle:
         if digest not in self._answers:
             self._waiting[digest] = (data, asked.content_type)
 
-    def knows(self, digest: str) -> bool:
-        return digest in self._waiting or digest in self._answers
+    def knows(self, digest: str, record: str) -> bool:
+        """Whether the evidence was read together with a question about the record."""
+        return (digest, record) in self._places
 
     def __call__(self, digest: str, record: str) -> str | None:
         """The detections on a record as JSON; None if the evidence cannot be decoded, or does not hold it."""

@@ -19,7 +19,7 @@ LATER = 100.0
 def book(evidence: dict[str, str] | None = None) -> Book:
     known = {} if evidence is None else evidence
     uuids = {"frames": "uuid-frames", "verdicts": "uuid-verdicts"}
-    kept = Book({SHA: SEEN}.get, lambda digest, _: known.get(digest), known.__contains__, uuids)
+    kept = Book({SHA: SEEN}.get, lambda digest, _: known.get(digest), lambda digest, _: digest in known, uuids)
     kept.promise("cam/e/0", SHA, 1.0)
     kept.promise("cam/e/1", SHA, 2.0)
     return kept

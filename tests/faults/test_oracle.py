@@ -53,9 +53,10 @@ def test_each_record_of_a_clip_has_its_own_frame() -> None:
         encoder.add(grey(value))
     clip, kept = encoder.finish(), oracle()
     digest = hashlib.sha256(clip).hexdigest()
-    assert not kept.knows(digest)
+    assert not kept.knows(digest, "cam/e/3")
     kept.learn(clip, question("video/h264", "cam/e/3", "cam/e/5", "cam/e/9"))
-    assert kept.knows(digest)
+    assert kept.knows(digest, "cam/e/3")
+    assert not kept.knows(digest, "cam/e/4")
     found = [level(kept(digest, name)) for name in ("cam/e/3", "cam/e/5", "cam/e/9")]
     assert all(abs(value - wanted) < 8 for value, wanted in zip(found, LEVELS, strict=True))
     assert kept(digest, "cam/e/4") is None
