@@ -88,7 +88,12 @@ class Evidence(msgspec.Struct, **_strict):
     clip_frames: Annotated[int, Meta(ge=1, le=MAX_CLIP_FRAMES, description="a clip ends after so many frames ...")] = 30
     clip_s: Annotated[
         float,
-        Meta(ge=0.05, le=10, description="... or so many seconds after its first one: the longest time that a look waits for its clip"),
+        Meta(
+            ge=0.05,
+            le=10,
+            description="... or so many seconds after its first one, the longest time that a look waits for its clip; sooner where its "
+            "source is silent for four times as long as usual",
+        ),
     ] = 2.0
     open_clips: Annotated[
         int, Meta(ge=1, le=32, description="clips in work at a time; of one source more, auto sends pictures, and clip ends the oldest one")

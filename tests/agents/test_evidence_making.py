@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agents.cascade.evidence.clip import ClipEncoder
-from agents.cascade.evidence.clips import Clips, Made
+from agents.cascade.evidence.clips import SILENT_S, STREAMS, Clips, Made, _Pauses
 from agents.cascade.evidence.playback import pictures
 from agents.inference.images import UndecodableImage
 from schemas.config import Evidence
@@ -23,7 +23,8 @@ Start = Callable[..., Clips[str]]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setattr("agents.cascade.evidence.clips.SILENT_S", LONG_S)
     pool = ThreadPoolExecutor(1)
 
     def make(**evidence: Any) -> Clips[str]:
@@ -87,6 +88,35 @@ def test_it_ends_by_time_when_its_source_falls_silent(start: Start) -> None:
         assert again.items == ("item 2",)
 
     run(drive())
+
+
+def test_it_ends_when_its_source_has_been_silent_for_longer_than_it_usually_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.cascade.evidence.clips.SILENT_S", 0.05)
+
+    async def drive() -> None:
+        clips = start(clip_frames=60)
+        alone = await asyncio.wait_for(add(clips, 0), LONG_S / 2)
+        assert alone is not None
+        assert alone.items == ("item 0",)
+
+    run(drive())
+
+
+def test_who_is_slow_is_not_taken_for_silent() -> None:
+    pauses, now = _Pauses(), 0.0
+    assert pauses.silence_s("cam", now) == SILENT_S
+    for _ in range(30):
+        now += 2.0
+        found = pauses.silence_s("cam", now)
+    assert found == pytest.approx(8.0)
+    for _ in range(60):
+        now += 0.01
+        found = pauses.silence_s("cam", now)
+    assert found == SILENT_S
+    assert pauses.silence_s("other", now) == SILENT_S
+    for number in range(STREAMS + 5):
+        pauses.silence_s(number, now)
+    assert len(pauses._known) == STREAMS
 
 
 def test_streams_have_clips_of_their_own_and_one_too_many_ends_the_oldest(start: Start) -> None:

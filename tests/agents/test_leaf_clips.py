@@ -86,6 +86,12 @@ class There:
         return asyncio.run(asyncio.wait_for(drive(), self.tools.LIMIT_S))
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not be taken for a silent source."""
+    monkeypatch.setattr("agents.cascade.evidence.clips.SILENT_S", 60.0)
+
+
 @pytest.fixture
 def there(tools: ModuleType) -> Iterator[Make]:
     made: list[There] = []

@@ -1,5 +1,5 @@
-"""The clips that are being made: at most one of a stream at a time, each ended by its number of frames, by time, or by its stream's silence,
-whichever is first.
+"""The clips that are being made: at most one of a stream at a time, each ended by its number of frames, by time or by its stream's
+silence, whichever is first.
 
 A stream is silent when nothing has come for four of the pauses that it usually makes. Then nothing is gained by waiting on; and where a
 record is worked on with nothing else in work, since it is suspected of having ended the process, it must not wait for frames that cannot
