@@ -37,8 +37,11 @@ def goals(found: Report, *, beats: Collection[str], shipped: Collection[str]) ->
 
 def _beat_random(rows: Sequence[Row]) -> Iterator[Goal]:
     for row in rows:
-        if row.to_random is not None:
-            yield Goal(f"{row.name}: above random choice at the same budget", _said(row.to_random), row.to_random.above_zero)
+        if row.to_plain is not None:
+            yield Goal(f"{row.name}: above random choice at the same budget", _said(row.to_plain), row.to_plain.above_zero)
+        if row.to_random is not None and row.setting:
+            name = f"{row.name}: above random choice at the same budget with the same memory (reach)"
+            yield Goal(name, _said(row.to_random), row.to_random.above_zero)
 
 
 def _not_below(rows: Sequence[Row]) -> Iterator[Goal]:

@@ -42,6 +42,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         Of AP50 itself.
     to_random, to_uniform, f1_to_random, f1_to_uniform
         The difference in AP50 (F1) to that policy with the same budget and setting.
+    to_plain
+        The difference in AP50 to random choice with the same budget and without memory (the empty setting).
     to_leaf, to_region
         The difference in AP50 to the leaf alone, and to the region everywhere.
     gap_closed
@@ -68,6 +70,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     to_uniform: Interval | None = None
     f1_to_random: Interval | None = None
     f1_to_uniform: Interval | None = None
+    to_plain: Interval | None = None
     to_leaf: Interval | None = None
     to_region: Interval | None = None
     gap_closed: Interval | None = None
@@ -233,6 +236,7 @@ def _row(trial: Trial, group: _Group, kind: Kind, judged: Mapping[tuple[_Group, 
     policy, budget_share, setting = group
     own = judged[group, kind]
     random, uniform = (judged.get(((name, budget_share, setting), kind)) for name in (RANDOM, UNIFORM))
+    plain = judged.get(((RANDOM, budget_share, ""), kind))
     leaf = _reference(judged, LEAF, setting, "instant")
     region = _reference(judged, REGION, setting, "joined")
 
@@ -264,6 +268,7 @@ def _row(trial: Trial, group: _Group, kind: Kind, judged: Mapping[tuple[_Group, 
         to_uniform=against(uniform),
         f1_to_random=against(random, "f1"),
         f1_to_uniform=against(uniform, "f1"),
+        to_plain=against(plain),
         to_leaf=against(leaf),
         to_region=against(region),
         gap_closed=gap_closed(own.ap50, leaf.ap50, region.ap50, blocks=blocks, level=trial.level) if leaf and region else None,

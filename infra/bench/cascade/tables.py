@@ -15,7 +15,7 @@ from infra.text import shown
 
 _TITLES = {"joined": "Joined results: what is believed in the end", "instant": "Instant answers: what the leaf says as the frame comes"}
 _HEADINGS = (
-    "", "AP50", "AP50-95", "F1", "ECE", "F, %", "kB", "of B0, %", "AP50 to random", "AP50 to uniform", "of the gap, %",
+    "", "AP50", "AP50-95", "F1", "ECE", "F, %", "kB", "of B0, %", "AP50 to random", "same memory", "AP50 to uniform", "of the gap, %",
 )  # fmt: skip
 
 
@@ -70,7 +70,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.cost.inferred_share * 100:.1f}",
         f"{row.cost.bytes / 1000:,.0f}",
         "" if row.cost.baseline_share is None else f"{row.cost.baseline_share * 100:.2f}",
-        _difference(row.to_random),
+        _difference(row.to_plain),
+        _difference(row.to_random) if row.setting else "",
         _difference(row.to_uniform),
         "" if row.policy in (LEAF, REGION) else _share(row.gap_closed),
     ]
@@ -96,6 +97,7 @@ def _basis(found: Report) -> Iterable[str]:
         f"F: share of frames that the region inferred; B0: every frame as full-size JPEG q90, {basis.baseline_bytes / 1e6:,.1f} MB; bytes "
         f"of all lanes; F1 at a score of {basis.operating_score:g}; ECE: calibration error"
     )
+    yield "to random: that choice without memory, the leaf's own answers beside the region's; same memory: with that of the row"
     if any(row.spends_more for row in found.rows):
         yield "*: it inferred over 2 % more frames than random or uniform choice"
     if facts := "; ".join(f"{name}: {fact}" for name, fact in basis.facts.items()):
