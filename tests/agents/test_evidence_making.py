@@ -212,15 +212,18 @@ def test_frames_of_another_size_go_into_another_clip(start: Start) -> None:
 
 
 def test_a_clip_grows_to_a_bound_of_bytes(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many frames have a place in it already: a topic has a bound too."""
     monkeypatch.setattr("agents.cascade.evidence.clips.FULL_BYTES", 2000)
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
 
     async def drive() -> None:
-        clips = start(clip_frames=60)
-        first = add(clips, 0, load=lambda: noise)
-        made = await asyncio.wait_for(first, LONG_S / 2)
-        assert len(made.data) >= 2000
-        assert made.items == ("item 0",)
+        clips = start(clip_frames=60, clip_s=0.3)
+        tasks = [add(clips, n, load=lambda n=n: noise[n]) for n in range(4)]
+        made = [each for each in await asyncio.wait_for(asyncio.gather(*tasks), LONG_S / 2) if each is not None]
+        assert sorted(item for each in made for item in each.items) == [f"item {n}" for n in range(4)]
+        for each in made:
+            assert len(each.data) - each.sizes[-1] < 2000
+        assert len(made[0].data) >= 2000
 
     run(drive())
 
@@ -237,6 +240,8 @@ def test_who_comes_back_after_its_work_was_broken_off_takes_its_clip_up_again(st
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
+        assert clips.holds("cam/0")
+        assert not clips.holds("cam/9")
         if when == "ended":
             clips._end(next(iter(clips._open.values())))
         again = add(clips, 0, encoded=paid.append)

@@ -242,7 +242,8 @@ def test_who_dies_with_an_open_clip_does_its_frames_again(tools: ModuleType, ben
     assert written == [str(frame.id) for frame in frames]
 
 
-def test_a_batch_that_fails_and_is_tried_again_takes_its_clip_up_again(tools: ModuleType, bench: Make) -> None:
+@pytest.mark.parametrize("form", ["clip", "auto"])
+def test_a_batch_that_fails_and_is_tried_again_takes_its_clip_up_again(tools: ModuleType, bench: Make, form: Any) -> None:
     desk = site(bench)
     frames = unsure(tools, desk, [tools.frame("cam", n) for n in range(4)])
     other = tools.frame("other", 0, jpeg=tools.picture(99))
@@ -264,11 +265,14 @@ def test_a_batch_that_fails_and_is_tried_again_takes_its_clip_up_again(tools: Mo
         await asyncio.gather(task, return_exceptions=True)
         assert escalations(items, tools) == []
         desk.detector.faults.clear()
+        desk.questions.evidence.forms.settings = Evidence(form=form, clip_frames=4, clip_s=10.0)  # auto would send the first one by itself
         done: list[int] = []
         await worked(desk, [held, *([desk.record(frame)] for frame in frames[1:])], done, items)
         assert sorted(done) == [0, 1, 2, 3]
-        (output,) = escalations(items, tools)
-        assert [each.id for each in asked(output).records] == [str(frame.id) for frame in frames]
+        questions = [asked(output) for output in escalations(items, tools)]
+        assert sorted(each.id for question in questions for each in question.records) == [str(frame.id) for frame in frames]
+        (clip,) = (question for question in questions if question.content_type == CLIP)
+        assert clip.records[0].id == str(frames[0].id)
 
     asyncio.run(asyncio.wait_for(drive(), tools.LIMIT_S))
     assert before - desk.budgets.inferences.level() == 4, "the first was asked about twice, and paid for once"

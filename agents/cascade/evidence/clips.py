@@ -65,9 +65,11 @@ class _Clip(Generic[T]):
         self._encoder: ClipEncoder | None = None
 
     def encode(self, record: str, item: T, load: Callable[[], Pixels]) -> int | None:
-        """Take in a frame; its size in bytes, or None if its pixels do not fit to those before it."""
+        """Take in a frame; its size in bytes, or None if there is no room for it, or its pixels do not fit to those before it."""
         if record in self.items:  # its work was broken off while it was encoded
             return self.items[record][1]
+        if self.size >= FULL_BYTES:
+            return None
         pixels = load()
         height, width = pixels.shape[:2]
         if self._encoder is None:
@@ -128,6 +130,10 @@ class Clips(Generic[T]):
     def open(self, key: Hashable) -> bool:
         """Whether a clip of a stream takes frames."""
         return key in self._open
+
+    def holds(self, record: str) -> bool:
+        """Whether a frame is in a clip that nobody has written yet."""
+        return any(record in clip.told for clip in self._unwritten.values())
 
     async def add(
         self,

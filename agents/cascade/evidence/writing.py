@@ -127,7 +127,7 @@ class Writing:
         key = (frame.source, frame.id.stream, question.reason)
         at_once = question.reason in AT_ONCE or self.side > MAX_CLIP_SIDE or self._crowded(key)
         form = self.forms.choose(key, self._clock(), look_bytes, at_once=at_once)
-        make = self._clip if form.clip else self._picture
+        make = self._clip if form.clip or self.clips.holds(str(frame.id)) else self._picture
         return await make(question, areas, key, form, spent)
 
     def _crowded(self, key: tuple[str, ...]) -> bool:
