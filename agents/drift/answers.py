@@ -14,10 +14,10 @@ from schemas.drift import Cause
 
 KINDS = MappingProxyType(
     {
-        Cause.CONFIDENCE: Kind(base=8, grain=0.005, least=0.05, horizon=7),
-        Cause.COUNT: Kind(base=8, grain=0.05, least=0.5, least_share=0.3, horizon=7),
-        Cause.CLASSES: Kind(base=8, grain=0.01, least=0.1, horizon=7),
-        Cause.AGREEMENT: Kind(base=4, grain=0.02, least=0.08, horizon=3),  # audits are few, and far between: nearly independent
+        Cause.CONFIDENCE: Kind(base=8, grain=0.005, least=0.05, horizon=6),
+        Cause.COUNT: Kind(base=8, grain=0.05, least=0.5, least_share=0.3, horizon=6),
+        Cause.CLASSES: Kind(base=8, grain=0.01, least=0.1, horizon=6),
+        Cause.AGREEMENT: Kind(base=4, grain=0.02, least=0.08, horizon=2),  # audits are few, and far between: nearly independent
     }
 )
 _CLASSES = 3  # that are watched, the most common ones

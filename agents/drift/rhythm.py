@@ -7,7 +7,7 @@ import math
 import msgspec
 
 LEVELS = 14  # lengths 1, 2, 4, ... 8192
-ENOUGH = 24  # differences at the doubled length before a length is judged
+ENOUGH = 48  # differences at the doubled length before a length is judged
 LIMIT = 0.75  # of the variance that may be left when the length is doubled; 0.5 where batches are independent
 _MEMORY = 512  # differences that a variance is the mean of
 _DOUBT = 2.5  # standard errors

@@ -12,10 +12,10 @@ import numpy as np
 from agents.drift.rhythm import ENOUGH, LEVELS, LevelOf, Rhythm
 
 DELTA = 1e-6
-CAPACITY = 512  # batch means that are kept
-KEPT = 256  # of them when it is full
+CAPACITY = 1024  # batch means that are kept
+RECENT = 256  # of them that are all kept when it is full; of the older ones every other
 SETTLE = 32  # batch means without a further shift that end an alarm
-_DIGITS = 6
+_DIGITS = 4  # decimals of a mean that is kept
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,8 +92,9 @@ class Shifts:
     likely point of change (Hinkley, 1970) in the means. Batches grow whenever the stream's memory has; they can become
     shorter again after an alarm, once the rhythm of the new level is known.
 
-    ADWIN's state is that of a library. What is kept instead are the means that it has seen since it was made anew, at most 512: fed again,
-    they give the same state. It is made anew when they are full (with the latest 256), when the batches grow and after each shift.
+    ADWIN's state is that of a library. What is kept instead are the means that it has seen since it was made anew, at most 1024: fed again,
+    they give the same state. It is made anew when the batches grow, after each shift, and when they are full: then every other of the
+    older ones goes, so that the level of long ago is still known while a small shift is under way.
 
     References
     ----------
@@ -162,7 +163,7 @@ class Shifts:
         if self._adwin.drift_detected:
             return self._shifted()
         if len(state.means) >= CAPACITY:
-            state.means = state.means[-KEPT:]
+            state.means = state.means[:-RECENT:2] + state.means[-RECENT:]
             return self._shifted() if self._renew() else None
         state.stable += 1
         return self._weigh()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.drift.answers import Answers, AnswersState
-from agents.drift.asks import ASKS, WIDEN_S, Asks
+from agents.drift.asks import ASKS, WIDEN_S, Asks, asks
 from agents.drift.change import Change
 from agents.drift.monitor import MonitorState, StreamMonitor
 from schemas.detections import Detection, Detections
@@ -76,6 +76,18 @@ def test_it_closes_at_the_new_level_and_opens_again_on_the_way_back(known: Answe
     ]
     assert found[1].after == pytest.approx(0.5, abs=0.02)
     assert [change.opened for change in told(watch, answers(4, 12_000, score=0.7))] == [True, False]
+
+
+def test_a_mix_that_is_as_it_was_has_recovered(known: AnswersState) -> None:
+    watch = Answers(known)
+    moved = [change for change in told(watch, answers(8, 200, people=2.0, cars=0.65)) if change.cause is Cause.CLASSES]
+    watch = Answers(watch.state())
+    back = [change for change in told(watch, answers(9, 12_000)) if change.cause is Cause.CLASSES]
+    assert [(change.opened, change.recovered) for change in (*moved, *back)] == [(True, False), (False, True)]
+    watch = Answers(known)
+    stays = [change for change in told(watch, answers(10, 6000, people=2.0, cars=0.65)) if change.cause is Cause.CLASSES]
+    again = [change for change in told(Answers(watch.state()), answers(11, 12_000)) if change.cause is Cause.CLASSES]
+    assert [(change.opened, change.recovered) for change in (*stays, *again)] == [(True, False), (False, False)] * 2
 
 
 def test_a_new_class_is_a_new_mix(known: AnswersState) -> None:
@@ -191,6 +203,14 @@ def test_what_a_moved_camera_asks_for_and_for_how_long() -> None:
             assert asked.calibration_since == opened_at
         else:
             assert asked == Asks(calibration_since=opened_at)  # it is stable at another level: the old calibration does not come back
+
+
+def test_more_looks_are_asked_for_only_for_a_while() -> None:
+    opened = [(Cause.CONFIDENCE, DAY), (Cause.COUNT, DAY + 50)]
+    assert asks(opened, DAY + 100, None) == Asks(budget=2, audits=4, calibration_since=DAY)
+    assert asks(opened, DAY + 50 + WIDEN_S, None) == Asks(audits=4, calibration_since=DAY)
+    assert asks(opened[1:], DAY + 60, DAY - 9) == Asks(budget=2, audits=2, calibration_since=DAY - 9)
+    assert asks([], DAY, DAY - 9) == Asks(calibration_since=DAY - 9)
 
 
 def test_a_camera_that_is_as_it_was_has_its_calibration_back() -> None:

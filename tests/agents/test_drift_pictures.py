@@ -193,6 +193,20 @@ def test_a_restart_changes_nothing(parts: list[tuple[str | None, int]], cut: int
     assert run(None) == run(cut % len(frames))
 
 
+def test_a_restart_every_few_seconds_of_a_camera_that_was_moved() -> None:
+    def run(every: int) -> list[Change]:
+        pictures, told = Pictures(), []
+        for at, picture in camera(20 + SETTLE + 40, fps=1):
+            if at % every == 0:
+                pictures = Pictures(pictures.state())
+            told += pictures.feed(at, moved(picture, at))
+        return told
+
+    moved = Degrader(Degradation.parse("moved@20"))
+    assert run(7) == run(1000)
+    assert len(run(7)) == 2
+
+
 def test_what_is_remembered_is_bounded_and_a_copy() -> None:
     pictures = Pictures()
     watch(pictures, camera(20))

@@ -22,7 +22,7 @@ from infra.bench.drift_streams import bootstrap, crowd, fading, independent
 from schemas.drift import Cause
 
 CONFIDENCE = KINDS[Cause.CONFIDENCE]
-QUICK = Kind(base=1, grain=0.005, least=0.05, horizon=3)  # known after 24 * 2**4 values
+QUICK = Kind(base=1, grain=0.005, least=0.05, horizon=2)  # known after 48 * 2**2 values
 
 
 def noisy(level: float, count: int, seed: int = 0, deviation: float = 0.1) -> list[float]:
@@ -137,7 +137,8 @@ def test_a_lower_confidence_is_noticed_in_time(shift: float, most: int) -> None:
         delay = bench.delays(name, stream, shift=shift, trials=2, seed=5)
         assert delay.found == 2
         assert delay.most <= most
-    delay = bench.delays_of_batches(shift, trials=5, seed=6)
+    delay = bench.delays_of_batches(shift, trials=10, seed=6)
+    assert delay.found == 10
     assert delay.p50 <= most
 
 
@@ -160,6 +161,14 @@ def test_a_level_that_comes_back_has_recovered() -> None:
     found = told(shifts, noisy(0.5, 600) + noisy(0.9, 25, 1) + noisy(0.5, 300, 2))
     assert [(shift.opened, shift.recovered) for _, shift in found] == [(True, False), (False, True)]
     assert told(shifts, noisy(0.5, 600, 3)) == []
+
+
+def test_a_shift_is_found_whenever_it_comes() -> None:
+    """Also when the memory is full just then."""
+    for age in range(600, 2400, 97):
+        shifts = Shifts(QUICK)
+        assert told(shifts, noisy(0.5, age, age)) == []
+        assert told(shifts, noisy(0.58, 250, age + 1)), age
 
 
 def test_a_shift_that_does_not_matter_is_not_told() -> None:

@@ -46,6 +46,12 @@ def test_it_is_over_with_the_next_frame() -> None:
     assert silence.limit_s == 2  # the gap taught it nothing
 
 
+def test_a_silence_that_no_tick_came_upon_teaches_it_nothing() -> None:
+    silence, last = heard(0.1)
+    assert silence.arrived(last + 600) is None
+    assert silence.limit_s == 2
+
+
 def test_a_slow_camera_is_not_silent() -> None:
     silence, last = heard(60)
     assert silence.tick(last + 400) is None
