@@ -9,7 +9,7 @@ import datetime as dt
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -208,6 +208,12 @@ class Admin:
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         found = self._admin.describe_configs([resource], request_timeout=ASK_S)[resource].result(ASK_S)
         return {name: entry.value for name, entry in found.items() if not entry.is_default and entry.value is not None}
+
+    def delete_before(self, topic: str, offsets: Mapping[int, int]) -> None:
+        """Move the beginning of partitions up to offsets, as retention does."""
+        places = [TopicPartition(topic, partition, offset) for partition, offset in offsets.items()]
+        for done in self._admin.delete_records(places, request_timeout=ASK_S).values():
+            done.result(ASK_S)
 
     def recreate(self, topic: str) -> Any:
         """Delete a topic and make it anew with the same settings; returns its new uuid."""
