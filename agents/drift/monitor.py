@@ -81,7 +81,8 @@ class StreamMonitor:
         return self._tell(self._answers.audited(at, agreement))
 
     def tick(self, now: float) -> list[Drift]:
-        """Time passed; to be called about once a second, or nobody notices silence."""
+        """Time passed; to be called about once a second, or nobody notices silence. Not while frames wait to be read: what has not been
+        told of yet would be taken for silence."""
         fallen = self._silence.tick(now)
         return self._tell([] if fallen is None else [fallen])
 

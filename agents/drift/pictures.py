@@ -94,7 +94,7 @@ class Pictures:
     def feed(self, at: float, pixels: NDArray[np.uint8]) -> list[Change]:
         """Take a decoded frame in; returns the alarms that it opens or closes."""
         seen = traits(pixels)
-        still, frozen = self._stillness.feed(at, pixels, flat=seen.contrast < FLAT)
+        still, frozen = self._stillness.feed(at, seen.digest, flat=seen.contrast < FLAT)
         changes = [] if frozen is None else [frozen]
         sums = self._sums
         if sums is not None and not 0 <= at - sums.begun_at < SECOND_S:

@@ -87,10 +87,10 @@ class Shifts:
     batch's mean goes to ADWIN (Bifet & Gavalda, 2007), in units of its own deviation: the bound of ADWIN has a term that presumes a range
     of 1, and in units of a confidence a shift of ten deviations would wait for it. ADWIN's own check is made at every mean, not every 32nd.
     Once ADWIN saw a shift, it is an alarm as soon as the level is further than matters from the one that was last known to be stable, so
-    that a creeping change does not escape by small steps. The alarm closes after 32 batches without a further shift.
-    ADWIN says that there was a shift, but keeps some of what came before it; where it was, and the level since then, is found by the most
-    likely point of change (Hinkley, 1970) in the means. Batches grow whenever the stream's memory has; they can become
-    shorter again after an alarm, once the rhythm of the new level is known.
+    that a creeping change does not escape by small steps. ADWIN says that there was a shift, but keeps some of what came before it; where
+    it was, and the level since then, is found by the most likely point of change (Hinkley, 1970) in the means. The alarm closes after 32
+    batches without a further shift. Batches grow whenever the stream's memory has; they can become shorter again after an alarm, once the
+    rhythm of the new level is known.
 
     ADWIN's state is that of a library. What is kept instead are the means that it has seen since it was made anew, at most 1024: fed again,
     they give the same state. It is made anew when the batches grow, after each shift, and when they are full: then every other of the

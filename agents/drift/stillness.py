@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from agents.drift.change import Change
 from schemas.drift import Cause
@@ -36,8 +32,8 @@ class StillnessState(msgspec.Struct):
 class Stillness:
     """Notices that a camera's picture stands still, and that it moves again.
 
-    A frame is still if its pixels are those of the frame before, by their CRC-32. How long may be still comes from the stream: three times
-    the longest still time that ended by itself, 5 to 60 seconds; a source that sends each picture twice, or a static scene behind an
+    A frame is still if its contents are those of the frame before (`Traits.digest`). How long it may be still comes from the stream: three
+    times the longest still time that ended by itself, 5 to 60 seconds; a source that sends each picture twice, or a static scene behind an
     encoder that skips what is unchanged, is not frozen. A picture that stands still under a clock that goes on is not noticed.
     """
 
@@ -51,16 +47,18 @@ class Stillness:
             return _UNKNOWN_S
         return min(MOST_S, max(LEAST_S, _RUNS * self.state.longest_s))
 
-    def feed(self, at: float, pixels: NDArray[np.uint8], *, flat: bool) -> tuple[bool, Change | None]:
+    def feed(self, at: float, digest: int, *, flat: bool) -> tuple[bool, Change | None]:
         """Take a frame in; returns whether it is still, and what changed.
 
         Parameters
         ----------
+        digest
+            Of the picture's contents.
         flat
             Whether it shows nothing, as under a cap: it is then still for another cause, and no alarm opens.
         """
         state = self.state
-        digest, last_at, known = zlib.crc32(np.ascontiguousarray(pixels).data), state.at, state.digest is not None
+        last_at, known = state.at, state.digest is not None
         same = state.digest == digest
         state.digest, state.at = digest, at
         if not known:

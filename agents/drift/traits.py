@@ -5,6 +5,7 @@ Everything is measured at one size whatever the picture's, because a leaf under 
 
 from __future__ import annotations
 
+import zlib
 from typing import NamedTuple
 
 import cv2
@@ -29,6 +30,7 @@ class Traits(NamedTuple):
     sharpness: NDArray[np.float32]  # of each cell: log of the variance of the Laplacian over the grey levels' own
     noise: float  # deviation, grey levels
     contrast: float  # deviation of the grey levels
+    digest: int  # CRC-32 of what is measured: two pictures with one digest are the same, noise included
 
 
 def traits(pixels: NDArray[np.uint8]) -> Traits:
@@ -55,6 +57,7 @@ def traits(pixels: NDArray[np.uint8]) -> Traits:
         brightness=mean,
         sharpness=np.log((bend + 0.1) / (spread + _FLAT)).astype(np.float32),
         noise=float(np.median(residue)) * _NOISE_SCALE,
+        digest=zlib.crc32(np.ascontiguousarray(middle).data),
         contrast=float(np.sqrt(max(0.0, float(np.mean(spread + mean * mean)) - float(np.mean(mean)) ** 2))),
     )
 

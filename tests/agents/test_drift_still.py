@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from agents.drift.change import Change
 from agents.drift.silence import Silence, SilenceState
@@ -114,12 +113,8 @@ def test_a_restart_changes_nothing_about_silence(steps: list[tuple[float, bool]]
 # ---- frozen
 
 
-def picture(number: int) -> NDArray[np.uint8]:
-    return np.full((12, 16, 3), number % 251, np.uint8)
-
-
 def play(watch: Stillness, numbers: list[int], fps: float = 10.0, begin_s: float = 0.0, flat: bool = False) -> list[Change]:
-    told = [watch.feed(begin_s + index / fps, picture(number), flat=flat)[1] for index, number in enumerate(numbers)]
+    told = [watch.feed(begin_s + index / fps, number, flat=flat)[1] for index, number in enumerate(numbers)]
     return [change for change in told if change is not None]
 
 
@@ -173,7 +168,7 @@ def test_a_restart_changes_nothing_about_stillness(numbers: list[int], cut: int)
         for index, number in enumerate([1, 2, 3, *numbers, *[5] * 20, 6]):
             if index == restart:
                 watch = Stillness(msgspec.json.decode(msgspec.json.encode(watch.state), type=StillnessState))
-            told.append(watch.feed(index * 0.7, picture(number), flat=False))
+            told.append(watch.feed(index * 0.7, number, flat=False))
         return told
 
     assert run(None) == run(cut)

@@ -90,6 +90,13 @@ def test_any_picture_has_traits(picture: Picture) -> None:
     assert all(np.isfinite(value).all() for value in seen)
 
 
+def test_a_digest_tells_the_noise_of_a_sensor_from_a_picture_that_stands_still() -> None:
+    random = np.random.default_rng(4)
+    digests = {traits(np.clip(scene() + 0.4 * random.standard_normal(scene().shape), 0, 255).astype(np.uint8)).digest for _ in range(20)}
+    assert len(digests) == 20
+    assert traits(scene()).digest == traits(scene().copy()).digest
+
+
 # ---- the view
 
 
