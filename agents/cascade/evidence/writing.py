@@ -155,6 +155,7 @@ class Writing:
         evidence = await asyncio.get_running_loop().run_in_executor(self._pool, encode)
         output = self._output(question, [_Part(asked(frame, question.verdict), frame.traceparent)], evidence, JPEG)
         telemetry.STAGE_SECONDS.labels("evidence").observe(time.perf_counter() - start)
+        telemetry.ESCALATIONS.labels(question.reason).inc()
         self.forms.sent_picture(key, form.setting, len(evidence))
         spent(len(evidence))
         return output
@@ -171,6 +172,7 @@ class Writing:
         def encoded(size: int) -> None:
             if size:
                 telemetry.STAGE_SECONDS.labels("evidence").observe(time.perf_counter() - start)
+                telemetry.ESCALATIONS.labels(question.reason).inc()  # by frames, as answers are, and before the clip is written
             spent(size)
 
         made = await self.clips.add(key, str(frame.id), frame.id.sequence, part, load, crf, encoded)
@@ -193,6 +195,5 @@ class Writing:
         )
         topic = self._urgent if question.reason is Reason.ALERT else self._ordinary
         output = outputs.escalation(topic, asking, evidence, parts[0].traceparent)
-        telemetry.ESCALATIONS.labels(question.reason).inc()
         telemetry.ESCALATION_BYTES.inc(len(evidence))
         return output
