@@ -90,7 +90,7 @@ class Rhythm:
     def fits(self, index: int) -> bool | None:
         """Whether batches of 2**index values are nearly independent, and longer ones too; None as long as that is not known.
 
-        A length is given the benefit of the doubt: two standard errors of its variance. But nothing is known before lengths up to
+        A length is given the benefit of the doubt: 2.5 standard errors of its variance. But nothing is known before lengths up to
         2**`horizon` were seen often enough, since a short memory can hide a long one.
         """
         levels = self.levels

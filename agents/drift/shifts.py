@@ -219,7 +219,7 @@ class Shifts:
 
     def _feed(self) -> bool:
         """Feed the detector with what it has seen; if that shows a shift, keep what came after it, and say so."""
-        # Imported when it is used: it brings scipy along, about 90 MB of memory that a process without slow drift need not have.
+        # Imported when it is used: it brings most of scipy along, 36 to 86 MB that a process without slow drift need not have.
         from river.drift import ADWIN
 
         state = self._state
