@@ -19,7 +19,7 @@ from schemas.config import Kafka
 
 def pytest_sessionfinish() -> None:
     """What Kafka clients still say when their brokers are gone after the last test is nobody's; pytest's summary stands last."""
-    logging.lastResort = None
+    logging.lastResort = logging.NullHandler()
 
 
 @pytest.fixture(autouse=True)
