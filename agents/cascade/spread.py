@@ -7,7 +7,7 @@ degree of freedom for each cosine makes up for their small number, so that nothi
 as long as that is a small part of the window.
 
 Why not the plain block bootstrap: its percentile intervals are too narrow, since few blocks that are long enough fit into a window
-(measured by `infra.bench.coverage`: 95 % intervals that cover the truth in 78 to 91 %; studentised ones in 88 to 96 %).
+(`infra.bench.coverage`: 95 % intervals of 20 blocks cover the truth in 79 to 94 %, in the median 91 %, where ours do in 94 to 97).
 
 Two things here are ours, found by simulation rather than taken from a paper: how many cosines are used, and how shares near 0 and 1 are
 treated.

@@ -29,9 +29,9 @@ def coverage(replays: int, seed: int, as_json: bool) -> int:
     """Hold the statistics of live accuracy and risk against streams whose truth is known.
 
     Streams with errors that last from a frame to minutes are simulated and audited at 1 % (and at rates that differ, and at 10 %). The
-    share of 95 % intervals that hold the truth should be 93 to 97 % wherever the window holds at least 8 independent episodes of errors;
+    share of 95 % intervals that hold the truth should be 93 to 97 % wherever the window holds at least 10 independent episodes of errors;
     for shorter ones the share is shown too. A stated risk may be passed in the share of choices that was stated. Exits with 1 if something
-    does not hold.
+    does not hold by more than chance.
 
     \b
     Examples:
@@ -69,6 +69,8 @@ def _print(found: Report) -> None:
     for one in found.calibration:
         table.add_row(one.scores, str(one.pairs), *(f"{value:.3f}" for value in (one.true, one.measured, one.plain, one.after)))
     out.print(table, "", width=width)
+    promised = [cell.within for cell in found.accuracy if cell.promised]
+    out.print(f"{sum(promised)} of {len(promised)} promised shares are 93 to 97 %")
     text, colour = ("everything promised holds", "green") if found.holds else ("not everything promised holds", "bold red")
     out.print(Text(f"{text}; {found.replays} replays from seed {found.seed}", style=colour))
 
@@ -88,7 +90,8 @@ def _accuracy(title: str, cells: Iterable[Cell], *, beside: bool) -> Table:
 
 
 def _share(cell: Cell) -> Text:
-    return Text(f"{cell.covered:.1%}", style="dim" if not cell.promised else "green" if cell.holds else "bold red")
+    judged = "green" if cell.within else "yellow" if cell.holds else "bold red"
+    return Text(f"{cell.covered:.1%}", style=judged if cell.promised else "dim")
 
 
 def _mean(shares: Iterable[float | None]) -> str:
