@@ -167,6 +167,13 @@ def _compare(path: Path | None, asked: _Options) -> Report:
         return load(msgspec.structs.replace(settings, min_score=least), Engine(), models)
 
     film = footage(path, file_digest(path), asked.frames)
+    scored_from = round(asked.skip_s * film.fps)
+    if scored_from >= film.frames:
+        raise CommandFailed(f"--skip {asked.skip_s:g}: the video has {film.frames / film.fps:.1f} s, so nothing would be scored; skip less")
+    truths = None
+    if asked.labels is not None:  # before the looks, which take minutes
+        truths = read_labels(asked.labels, Video(frames=film.frames, width=film.width, height=film.height))
+        _check(truths, scored_from, asked)
     alone = Evidence(side=max(region.sizes))
     eyes, far = [opened(each, LOW_SCORE) for each in leaves], opened(region)
     sent = material(film, eyes, far, alone, publish_from=asked.min_score, cost=pixels)
@@ -174,12 +181,10 @@ def _compare(path: Path | None, asked: _Options) -> Report:
     if asked.everything:
         form = Evidence(side=max(region.sizes), clip_frames=CLIP_FRAMES, crf=CLIP_CRF)
         clips = material(film, eyes[:1], far, form, publish_from=asked.min_score, cost=pixels)
-    if asked.labels is not None:
-        truths = read_labels(asked.labels, Video(frames=film.frames, width=film.width, height=film.height))
-    else:
+    if truths is None:
         seen = seen_by(film, opened(judge), "the reference on the camera's frames")
         truths = reference.truths(seen, reference=asked.reference or f"the region ({asked.region}) on the camera's frames")
-    scored_from = min(round(asked.skip_s * film.fps), film.frames - 1)
+    _check(truths, scored_from, asked)
     trial = Trial(
         video=path.name,
         fps=film.fps,
@@ -197,6 +202,17 @@ def _compare(path: Path | None, asked: _Options) -> Report:
     runs = [*_runs(asked, sent, clips, truths, scored_from)]
     with _bar("judging") as (progress, task):
         return report(found, trial, truths, runs, say=lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def _check(truths: Truths, scored_from: int, asked: _Options) -> None:
+    """Raise `CommandFailed` where the truth has nothing that a run could be measured by."""
+    scored = truths.only(range(scored_from, len(truths.frames)))
+    if not scored.known:
+        raise CommandFailed(f"no frame from {scored_from + 1} on has labels in {truths.origin}: skip less, or label more")
+    if not set(scored.labels) & set(asked.classes or scored.labels):
+        wanted = f"no {', '.join(asked.classes)}" if asked.classes else "nothing"
+        found = ", ".join(scored.labels) or "nothing"
+        raise CommandFailed(f"the truth ({truths.origin}) has {wanted} to find from frame {scored_from + 1} on; it has {found}")
 
 
 @contextlib.contextmanager

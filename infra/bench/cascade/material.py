@@ -24,13 +24,14 @@ from agents.inference.tensors import Pixels
 from infra.bench.cascade.cache import Key, looks
 from infra.bench.cascade.simulation import Material
 from schemas.detections import Detections
+from schemas.errors import Fault
 
 CAMERA_QUALITY = 90
 LOW_SCORE = 0.05  # what the leaf's boxes go down to, so that teaching can raise them
 CLIP_FRAMES, CLIP_CRF = 30, 33
 
 
-class UnusableVideo(ValueError):
+class UnusableVideo(Fault, ValueError):
     """A file that no frame can be read from."""
 
 

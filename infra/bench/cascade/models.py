@@ -27,7 +27,9 @@ def detector_of(spec: str) -> Detector:
     if spec.endswith(".toml"):
         try:
             return parse(Path(spec).read_text(encoding="utf-8"), os.environ, where=spec).detector
-        except (OSError, UnicodeDecodeError, InvalidConfig) as error:
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnknownModel(f"{spec} cannot be read: {getattr(error, 'strerror', None) or error}; name a site's file") from None
+        except InvalidConfig as error:
             raise UnknownModel(str(error)) from None
     found = _SPEC.match(spec)
     if found is None:
