@@ -32,9 +32,9 @@ from agents.steps import rungs_of
 from schemas.config import SiteConfig
 from schemas.errors import Fault
 from schemas.links import LinkState
-from schemas.messages import Alert, Control
+from schemas.messages import Alert, Control, Drop
 from schemas.records import InvalidRecord
-from streams import outputs, telemetry
+from streams import lost_frames, lost_verdicts, outputs, telemetry
 from streams.accounts import Accounting
 from streams.app import ColdRecord, cold_agent, hot_agent, make_app, run_worker
 from streams.batches import BatchSource, Lost, Place
@@ -42,7 +42,6 @@ from streams.clients import BrokerUnavailable, Clients, ClusterInfo
 from streams.delivery import Delivery, Emitted, Rejected
 from streams.disk import DiskGuard, Relief
 from streams.laws import own
-from streams.lost import drops_of
 from streams.merging import ReadRefused, TopicMissing
 from streams.message import KafkaRecord
 from streams.quarantine import Quarantine
@@ -153,8 +152,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     def explain(lost: Lost) -> None:
         """Offsets that retention took become drops of the epochs they belonged to, written before anything beyond them is read."""
         telemetry.DROPPED.labels("retention").inc(lost.last - lost.first + 1)
-        now, topic = dt.datetime.now(dt.UTC), role.write("drops")
-        sink.write_blocking([outputs.drop(topic, drop, now) for drop in drops_of(topology, clients, info, lost)])
+        _tell(sink, role, lost_frames.drops_of(topology, clients, info, lost))
 
     # Frames may be read again that are as old as is let in; the alerts on them, and those that muted others then, are known again.
     horizon_s = max((rule.cooldown_s for rule in config.rules), default=0.0) + config.ingress.max_age_ms / 1000 + RECALL_S
@@ -233,6 +231,11 @@ def run_resolver(config: SiteConfig, folder: Path, instance: int = 1) -> int:
     def work(topic: Topic, partition: int, records: Sequence[KafkaRecord]) -> AsyncIterator[Emitted | Rejected]:
         return (incidents if topic.name == incidents.alerts.name else resolver).work(topic, partition, records)
 
+    def explain(lost: Lost) -> None:
+        """Records that are left without an end, since retention took their verdicts, become drops; the region has none to explain."""
+        if lost.topic.base == "verdicts":
+            _tell(sink, role, lost_verdicts.drops_of(role.topology, clients, lost))
+
     app = make_app(config, role, folder)
     quarantine = Quarantine(folder, role.role, work_limit_s=config.engine.work_limit_s)
     delivery = Delivery(sink, work, _dead_letters(role), role.group(), quarantine=quarantine)
@@ -243,6 +246,7 @@ def run_resolver(config: SiteConfig, folder: Path, instance: int = 1) -> int:
         hot_agent(app, f"{role.group()}.verdicts", delivery, concurrency=8),
         on_assigned=assigned,
         on_revoked=revoked,
+        on_lost=explain,
         max_records=500,
         in_flight=8,
         settings={
@@ -281,6 +285,12 @@ def _run(app: faust.App, sink: Sink, agent: Any, quarantine: Quarantine, *servic
             log.warning("threads hang in an engine: the process ends without waiting for them", extra={"threads": agent.stuck})
             logging.shutdown()
             os._exit(code)  # libraries' own clean-up is not made for threads that still run in them
+
+
+def _tell(sink: Sink, role: RoleView, drops: Sequence[Drop]) -> None:
+    """Write drops, before anything is read beyond what they explain."""
+    now, topic = dt.datetime.now(dt.UTC), role.write("drops")
+    sink.write_blocking([outputs.drop(topic, drop, now) for drop in drops])
 
 
 def _alerts_since(clients: Clients, topic: Topic, age_s: float) -> Iterator[Alert]:

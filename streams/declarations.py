@@ -82,7 +82,7 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         **outbox,
     )
     yield make(
-        "drops", "source/epoch/site/stage", "Drop", [_P, _L, _K], [_K, _A, _X], "sequences that were not processed, and why", **outbox
+        "drops", "source/epoch/site/stage", "Drop", [_P, _L, _J, _K], [_K, _A, _X], "sequences that were not processed, and why", **outbox
     )
     yield make(
         "epochs", "source/epoch/site/stage", "EpochMark", [_P], [_K, _A, _X], "runs of sources: start, acknowledged mark, end", **outbox

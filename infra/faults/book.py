@@ -278,7 +278,11 @@ class Book:
     def disagreeing(self, before: float) -> list[str]:
         """Records, published before a time, whose latest results differ between the two sites without an explanation."""
         lost = {each.about for each in self.lost("verdicts")} if self.losses else set()
-        return [name for name in self._disagree - lost if (known := self.promises.get(name)) is None or known.at < before]
+        return [
+            name
+            for name in self._disagree - lost
+            if (known := self.promises.get(name)) is None or (known.at < before and not (known.flags & DROP and not known.order))
+        ]  # what the leaf says to have lost with its verdict, the region may know
 
     def records_between(self, start: float, end: float) -> int:
         return sum(start <= promise.at < end for promise in self.promises.values())

@@ -113,10 +113,43 @@ def outlived(fleet: Fleet, setting: Setting) -> Iterator[str]:
         raise Broken(f"{len(missing)} verdicts never came to the region, {len(said)} were said to be lost, {len(said ^ missing)} differ")
 
 
+def overtaken(fleet: Fleet, setting: Setting) -> Iterator[str]:
+    """A resolver that is slower than retention: the records whose verdicts it will never see are said to be lost."""
+    fleet["leaf resolver"].stop()
+    group = f"{fleet.leaf_name}.resolver"
+
+    def waiting() -> int:
+        resolved = fleet.leaf.committed(group, "verdicts", fleet.partitions)
+        return sum(high - offset for offset, (_, high) in zip(resolved, fleet.leaf.watermarks("verdicts", fleet.partitions), strict=True))
+
+    fleet.wait("verdicts that are not resolved", lambda: waiting() > OUTLIVED, 120)
+    fleet["producer"].stop()
+
+    def carried() -> bool:
+        with fleet.judge.lock:
+            return not fleet.judge.book.uncarried("verdicts", float("inf"))
+
+    fleet.wait("the region to have them", carried, 60)
+    with fleet.judge.lock:
+        judged = {partition: fleet.judge.readers["leaf"].next_offset(("verdicts", partition)) for partition in range(fleet.partitions)}
+        said = fleet.judge.book.reasons["resolver: retention"]
+    resolved = fleet.leaf.committed(group, "verdicts", fleet.partitions)
+    fleet.leaf.delete_before("verdicts", {partition: offset for partition, offset in judged.items() if offset > 0})
+    lost = sum(max(0, judged[partition] - max(0, offset)) for partition, offset in enumerate(resolved))
+    if not lost:
+        raise FaultDidNotHappen("every verdict was resolved")
+    fleet["leaf resolver"].start()
+    fleet["producer"].start()
+    fleet.wait("drops that explain them", lambda: fleet.judge.book.reasons["resolver: retention"] > said, 60)
+    time.sleep(setting.length_s)
+    yield f"{lost} verdicts were gone before the leaf's resolver had read them"
+
+
 STORAGE = (
     Fault("topic recreated: frames", recreated("frames"), length_s=6.0),
     Fault("topic recreated: escalations", recreated("escalations"), length_s=6.0),
     Fault("topic recreated: verdicts", recreated("verdicts"), length_s=6.0),
     Fault("power cut: logs truncated", truncated("frames", "verdicts"), length_s=6.0),
     Fault("outage longer than retention", outlived),
+    Fault("resolver slower than retention", overtaken, length_s=4.0),
 )

@@ -18,7 +18,7 @@ from streams import outputs
 from streams.account_read import read_account
 from streams.clients import Clients
 from streams.cluster import create_topics
-from streams.lost import Before, drops_of, sequences_lost
+from streams.lost_frames import Before, drops_of, sequences_lost
 from streams.partition import partition_of
 from streams.sink import Output, Sink
 from streams.starts import Lost

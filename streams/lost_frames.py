@@ -7,6 +7,7 @@ Nothing beyond what can be known is claimed: what stays unknown stays open in th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from streams.clients import Clients, ClusterInfo
 from streams.message import KafkaRecord, readable
 from streams.partition import partition_of
 from streams.starts import Lost
-from streams.topology import Role, Topology
+from streams.topology import Role, Topic, Topology
 
 log = logging.getLogger("headwater.lost")
 
@@ -36,10 +37,11 @@ Stream = tuple[str, str]  # source, epoch
 class Before:
     """What is known of one epoch when the range was found lost."""
 
-    __slots__ = ("elsewhere", "last", "marked", "not_sent")
+    __slots__ = ("elsewhere", "ended", "last", "marked", "not_sent")
 
     def __init__(self) -> None:
-        self.last = -1  # the highest sequence that the leaf has answered, buried or dropped
+        self.ended = Intervals()  # what the leaf has answered, buried or dropped
+        self.last = -1  # the highest of these
         self.marked = 0  # sequences that the producer knows to be on a broker, or has dropped
         self.not_sent = Intervals()  # what the producer dropped
         self.elsewhere = Intervals()  # what another site has
@@ -62,7 +64,7 @@ def sequences_lost(before: Before, after: Intervals, *, complete: bool) -> Inter
     return Intervals([(before.last + 1, end - 1)]) - after - before.not_sent - before.elsewhere
 
 
-class _Memory:
+class Memory:
     """What the topics say of the epochs of one partition; it is `Facts`."""
 
     def __init__(self, partition: int, partitions: int) -> None:
@@ -84,8 +86,7 @@ class _Memory:
 
     def result(self, record: RecordId, at_ms: int = 0) -> None:
         if not record.foreign and self._ours(record.source):
-            before = self.of(record.source, record.epoch)
-            before.last = max(before.last, record.sequence)
+            self._ended(self.of(record.source, record.epoch), ((record.sequence, record.sequence),))
 
     dead_letter = result
 
@@ -94,11 +95,18 @@ class _Memory:
             self._dropped(self.of(drop.source, drop.epoch), drop.stage, drop.ranges.pairs)
 
     @staticmethod
-    def _dropped(before: Before, stage: str, pairs: tuple[tuple[int, int], ...]) -> None:
+    def _ended(before: Before, pairs: tuple[tuple[int, int], ...]) -> None:
+        if len(pairs) == 1 and pairs[0][0] == pairs[0][1]:
+            before.ended.add(pairs[0][0])
+        else:
+            before.ended = before.ended | Intervals(pairs)
+        before.last = max(before.last, pairs[-1][1])
+
+    def _dropped(self, before: Before, stage: str, pairs: tuple[tuple[int, int], ...]) -> None:
         if stage == _PRODUCER:
             before.not_sent = before.not_sent | Intervals(pairs)
         else:
-            before.last = max(before.last, pairs[-1][1])
+            self._ended(before, pairs)
 
     def known(self, entry: AccountSet) -> None:
         if not self._ours(entry.source):
@@ -113,7 +121,7 @@ class _Memory:
         elif entry.outcome is Outcome.DROPPED:
             self._dropped(before, entry.stage, entry.ranges.pairs)
         else:
-            before.last = max(before.last, entry.ranges.pairs[-1][1])
+            self._ended(before, entry.ranges.pairs)
 
 
 def drops_of(topology: Topology, clients: Clients, info: ClusterInfo, lost: Lost, *, limit_s: float = LIMIT_S) -> list[Drop]:
@@ -125,7 +133,8 @@ def drops_of(topology: Topology, clients: Clients, info: ClusterInfo, lost: Lost
     BrokerUnavailable
         If the cluster does not answer; then the range must not be passed over.
     """
-    memory = _remember(topology, clients, info, lost)
+    memory = remember(topology, clients, lost)
+    _unresolved(topology, clients, lost, memory)
     after, complete = _look_on(clients, lost, memory, limit_s)
     drops, count = [], 0
     for (source, epoch), before in sorted(memory.streams.items()):
@@ -153,9 +162,9 @@ def _drop(topology: Topology, source: str, epoch: str, sequences: Intervals) -> 
     return Drop(source=source, epoch=epoch, site=topology.site, stage=STAGE, reason=REASON, ranges=sequences.to_ranges())
 
 
-def _remember(topology: Topology, clients: Clients, info: ClusterInfo, lost: Lost) -> _Memory:
-    """What the accountant has kept, what came since, and the verdicts that are no results yet."""
-    memory = _Memory(lost.partition, lost.topic.partitions)
+def remember(topology: Topology, clients: Clients, lost: Lost) -> Memory:
+    """What the accountant has kept of the partition, and what came since."""
+    memory = Memory(lost.partition, lost.topic.partitions)
     known = clients.cluster([topic.name for topic in topology])
     intake = Intake(topology, memory, known)
     starts = positions(topology, clients, known, intake.topics)
@@ -168,21 +177,22 @@ def _remember(topology: Topology, clients: Clients, info: ClusterInfo, lost: Los
             places[topic.name, partition] = starts.get((topic.name, partition))
     for message in read_places(clients, places):
         intake.take(message)
-    verdicts = topology.topic("verdicts")
-    resolved = settled_offsets(clients, topology.group(Role.RESOLVER))
-    place = (verdicts.name, lost.partition)
-    for message in read_places(clients, {place: resolved[place].offset if place in resolved else None}):
-        try:
-            memory.result(RecordId.parse((message.key() or b"").decode(errors="replace")))
-        except InvalidIdentity:
-            continue
     return memory
 
 
-def _look_on(clients: Clients, lost: Lost, memory: _Memory, limit_s: float) -> tuple[dict[Stream, Intervals], bool]:
+def _unresolved(topology: Topology, clients: Clients, lost: Lost, memory: Memory) -> None:
+    """The verdicts that are no results yet: their frames are answered."""
+    verdicts = topology.topic("verdicts")
+    resolved = settled_offsets(clients, topology.group(Role.RESOLVER)).get((verdicts.name, lost.partition))
+    for message in read_places(clients, {(verdicts.name, lost.partition): None if resolved is None else resolved.offset}):
+        with contextlib.suppress(InvalidIdentity):
+            memory.result(RecordId.parse((message.key() or b"").decode(errors="replace")))
+
+
+def _look_on(clients: Clients, lost: Lost, memory: Memory, limit_s: float) -> tuple[dict[Stream, Intervals], bool]:
     """Read `frames` behind the range to where it ends now; returns the new sequences of each epoch, and whether all was read in time."""
     found: dict[Stream, Intervals] = {}
-    for record in _frames(clients, lost, time.monotonic() + limit_s):
+    for record in records_behind(clients, lost.topic, lost.partition, lost.last + 1, limit_s):
         if record is None:
             return found, False
         try:
@@ -194,16 +204,17 @@ def _look_on(clients: Clients, lost: Lost, memory: _Memory, limit_s: float) -> t
     return found, True
 
 
-def _frames(clients: Clients, lost: Lost, until: float) -> Iterator[KafkaRecord | None]:
-    """The partition's records behind the range up to where it ends now; None if the time is up before that."""
+def records_behind(clients: Clients, topic: Topic, partition: int, first: int, limit_s: float) -> Iterator[KafkaRecord | None]:
+    """The partition's records from an offset on up to where it ends now; None if the time is up before that."""
+    until = time.monotonic() + limit_s
     consumer = clients.consumer(
         None,
-        **{"enable.partition.eof": True, "fetch.message.max.bytes": lost.topic.max_message_bytes, "queued.max.messages.kbytes": 16 << 10},
+        **{"enable.partition.eof": True, "fetch.message.max.bytes": topic.max_message_bytes, "queued.max.messages.kbytes": 16 << 10},
     )
-    place = (lost.topic.name, lost.partition)
+    place = (topic.name, partition)
     try:
         low, high = consumer.get_watermark_offsets(TopicPartition(*place), timeout=10)
-        start = max(low, lost.last + 1)
+        start = max(low, first)
         if start >= high:
             return
         consumer.assign([TopicPartition(*place, start)])
