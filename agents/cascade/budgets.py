@@ -43,6 +43,12 @@ class Budgets:
         """Whether what is saved up has reached its bound in both, so that what comes now would be lost."""
         return all(bucket.level() >= (1 - 1e-9) * bucket.capacity for bucket in (self.bytes, self.inferences))
 
+    def take(self, reason: Reason, size: float) -> Budget | None:
+        """Charge one look of that many bytes if both budgets allow it; else which one does not."""
+        if (forbidding := self.forbids(reason, size)) is None:
+            self.spend(size)
+        return forbidding
+
     def spend(self, size: float) -> None:
         """Charge one look of that many bytes."""
         self.bytes.spend(size)

@@ -7,6 +7,7 @@ the answers. The leaf drives it with real time, a benchmark with a video's.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,14 +15,30 @@ import msgspec
 
 from agents.cascade.boxes import Boxes, boxes_of
 from agents.cascade.budgets import Budgets
-from agents.cascade.eyes import Eyes, Sizes
+from agents.cascade.eyes import Eyes, Sizes, Tried
 from agents.cascade.governor import Governor
-from agents.cascade.stream import MOST_BOXES, SURE, UNSURE, Heard, Stream, View
+from agents.cascade.stream import MOST_BOXES, SURE, UNSURE, Heard, Remembered, Stream, View
+from agents.cascade.timeline import Timeline
 from agents.cascade.values import Value
 from schemas.detections import Detections
-from schemas.messages import Reason
 
 Mode = Literal["everything", "budgeted", "off"]
+SOURCES = 1000  # that are remembered
+
+
+class Lesson(msgspec.Struct, frozen=True):
+    """What was learned of one source, as plain values, and, since it was learned from all of them, what a look is worth.
+
+    Attributes
+    ----------
+    verdicts
+        How many it was learned from.
+    """
+
+    verdicts: int
+    stream: Remembered
+    eyes: Tried
+    value: list[list[float]]
 
 
 class _Source(msgspec.Struct):
@@ -30,6 +47,8 @@ class _Source(msgspec.Struct):
     asked_at_s: float = -math.inf
     trials: dict[str, Mapping[Sizes, Boxes] | None] = {}  # of the frames whose answers are waited for
     since: dict[str, float] = {}  # how long before each of them its source was last asked about
+    timeline: Timeline = msgspec.field(default_factory=Timeline)
+    verdicts: int = 0  # that were learned from
 
 
 class Cascade:
@@ -52,7 +71,8 @@ class Cascade:
         self.mode, self.value, self.budgets = mode, value, budgets
         self.choices, self.publish_from, self.teach = tuple(choices), publish_from, teach
         self.governor = Governor()
-        self._sources: dict[str, _Source] = {}
+        self._sources: OrderedDict[str, _Source] = OrderedDict()
+        self._fresh: set[str] = set()  # what was learned of them was not dumped yet
         self._seconds: dict[Sizes, float] = {}
         self._at_most_s = math.inf
         self._offered_at_s = -math.inf
@@ -69,16 +89,28 @@ class Cascade:
         for each in self._sources.values():
             each.eyes.allow(self._seconds, at_most_s)
 
-    def see(self, source: str, at_s: float, seen: Detections) -> View:
-        """Take in what a source's next frame holds, as the model says with the sizes that were asked for."""
-        return self._source(source).stream.see(at_s, seen)
+    def place(self, source: str, epoch: str, sequence: int, captured_s: float) -> float | None:
+        """The time of a source's frame on the source's own clock; None if it was seen before, and is not to be seen again."""
+        return self._source(source).timeline.place(epoch, sequence, captured_s)
+
+    def see(self, source: str, at_s: float, seen: Detections, model: str = "") -> View:
+        """Take in what a source's next frame holds.
+
+        Parameters
+        ----------
+        model
+            Which model looked; it is known again by this name.
+        """
+        of = self._source(source)
+        of.stream.look_with(model or _name(of.eyes.chosen), of.eyes.calibrators[of.eyes.chosen])
+        return of.stream.see(at_s, seen)
 
     def answer(self, source: str, view: View) -> Detections:
         """What a frame is answered with, as a record."""
         return self._source(source).stream.detections(view)
 
-    def wants(self, source: str, view: View, now_s: float, size: float) -> Reason | None:
-        """Whether the next tier is to be asked about a frame; what it costs is charged to the budgets then.
+    def wants(self, source: str, view: View, now_s: float, size: float) -> bool:
+        """Whether the next tier should be asked about a frame; that the budgets allow it is to be seen (`Budgets.take`).
 
         Parameters
         ----------
@@ -88,17 +120,23 @@ class Cascade:
             Bytes that a look is expected to cost.
         """
         if self.mode == "off":
-            return None
+            return False
+        wanted = self.mode == "everything"
+        if not wanted:
+            worth = self.value.worth(view, now_s - self._source(source).asked_at_s)
+            wanted = worth > 0 and (self.budgets.full() or self.governor.passes(worth))
+        self._account(size if wanted else 0.0, now_s)
+        return wanted
+
+    def must(self, now_s: float, size: float) -> None:
+        """Take note of a frame that the next tier is asked about whatever it is worth, such as an alert's: what remains is less."""
+        self._account(size, now_s)
+
+    def _account(self, size: float, now_s: float) -> None:
         passed_s = min(max(now_s - self._offered_at_s, 1e-4), 1.0)
         self._offered_at_s = now_s
-        since_s = now_s - self._source(source).asked_at_s
-        wanted = self.mode == "everything" or self.budgets.full() or self.governor.passes(self.value.worth(view, since_s))
         # by what is wanted, not by what is got: budgets that say no would leave the threshold where everything passes it
-        self.governor.account(self._seconds_of_budget(size) if wanted else 0.0, passed_s)
-        if not wanted or self.budgets.forbids(Reason.UNCERTAIN, size) is not None:
-            return None
-        self.budgets.spend(size)
-        return Reason.UNCERTAIN
+        self.governor.account(self._seconds_of_budget(size) if size else 0.0, passed_s)
 
     def _seconds_of_budget(self, size: float) -> float:
         """What a look takes of the budget that binds."""
@@ -131,19 +169,60 @@ class Cascade:
         if view is None or heard is None:
             return None
         self.value.learn(view, since_s, heard)
+        of.verdicts += 1
+        self._fresh.add(source)
         if self.teach:
-            before = of.eyes.chosen
             theirs = boxes_of(verdict)
             theirs = theirs.take(theirs.scores >= UNSURE)
             of.eyes.hear(trial, theirs, theirs.scores >= SURE)
-            if of.eyes.chosen != before:
-                of.stream.begin_again(of.eyes.calibrators[of.eyes.chosen])  # another model's scores mean something else
         return heard
+
+    # ---- what outlives the process
+
+    def lessons(self) -> dict[str, Lesson]:
+        """What was learned since the last call, by source."""
+        fresh, self._fresh = self._fresh, set()
+        return {
+            name: Lesson(of.verdicts, of.stream.dump(), of.eyes.dump(), self.value.dump())
+            for name in sorted(fresh)
+            if (of := self._sources.get(name)) is not None
+        }
+
+    def recall(self, source: str, lesson: Lesson) -> bool:
+        """Take up what was learned of a source, unless as much is known already; returns whether it was.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version, or about other input sizes.
+        """
+        of = self._source(source)
+        if of.verdicts >= lesson.verdicts:
+            return False
+        begun = self._new()
+        begun.stream.load(lesson.stream)
+        begun.eyes.load(lesson.eyes)
+        if lesson.value:
+            self.value.load(lesson.value)
+        begun.verdicts, begun.timeline = lesson.verdicts, of.timeline
+        self._sources[source] = begun
+        return True
 
     def _source(self, name: str) -> _Source:
         found = self._sources.get(name)
         if found is None:
-            eyes = Eyes(self.choices)
-            eyes.allow(self._seconds, self._at_most_s)
-            found = self._sources[name] = _Source(Stream(publish_from=self.publish_from, teach=self.teach), eyes, trials={}, since={})
+            found = self._sources[name] = self._new()
+            if len(self._sources) > SOURCES:
+                self._sources.popitem(last=False)
+        else:
+            self._sources.move_to_end(name)
         return found
+
+    def _new(self) -> _Source:
+        eyes = Eyes(self.choices)
+        eyes.allow(self._seconds, self._at_most_s)
+        return _Source(Stream(publish_from=self.publish_from, teach=self.teach), eyes, trials={}, since={})
+
+
+def _name(sizes: Sizes) -> str:
+    return "+".join(map(str, sizes))

@@ -9,18 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.cascade.boxes import Boxes
 from agents.cascade.calibrator import Calibrator
-from agents.cascade.gate import Gate
+from agents.cascade.gate import Examined, Gate
 from agents.cascade.stream import rightness
 
 Sizes = tuple[int, ...]
 
 EAGER_TRIALS = 48  # verdicts; after so many only one of SELDOM is tried at all sizes
 SELDOM = 4
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """All that is known of a stream's choices, as plain values."""
+
+    choices: list[Sizes]
+    gate: Examined
+    calibrators: list[list[list[float]]]
+    verdicts: int
 
 
 class Eyes:
@@ -59,3 +69,14 @@ class Eyes:
             for sizes in self.choices:
                 self.calibrators[sizes].learn(trial[sizes].scores, rightness(trial[sizes], truth))
             self.gate.examine([trial[sizes] for sizes in self.choices], truth, sure)
+
+    def dump(self) -> Tried:
+        return Tried(list(self.choices), self.gate.dump(), [self.calibrators[sizes].dump() for sizes in self.choices], self._verdicts)
+
+    def load(self, known: Tried) -> None:
+        """Take up what `dump` gave; raises `ValueError` if it is about other choices."""
+        if tuple(known.choices) != self.choices or len(known.calibrators) != len(self.choices):
+            raise ValueError(f"what is known is about the sizes {known.choices}: expected {list(self.choices)}")
+        self.calibrators = {sizes: Calibrator.load(table) for sizes, table in zip(self.choices, known.calibrators, strict=True)}
+        self.gate.load(known.gate)
+        self._verdicts = known.verdicts

@@ -31,6 +31,14 @@ class Mark(msgspec.Struct, frozen=True):
     truths: int
 
 
+class Examined(msgspec.Struct, frozen=True):
+    """All that a gate knows, as plain values."""
+
+    marks: list[tuple[Mark, ...]]
+    chosen: int
+    examined: int
+
+
 def mark(answer: Boxes, truth: Boxes, sure: NDArray[np.bool_]) -> Mark:
     """Judge an answer by boxes that are taken for true where they are `sure`; what matches another one counts neither way."""
     order = np.argsort(-answer.scores, kind="stable")
@@ -103,3 +111,13 @@ class Gate:
                 for way in range(self._ways)
             ]
         )
+
+    def dump(self) -> Examined:
+        return Examined(list(self.marks), self.chosen, self._examined)
+
+    def load(self, known: Examined) -> None:
+        """Take up what `dump` gave; raises `ValueError` if it is of another number of ways."""
+        if not 0 <= known.chosen < self._ways or any(len(marks) != self._ways for marks in known.marks):
+            raise ValueError(f"a gate of other ways: expected {self._ways}")
+        self.marks = deque(known.marks, maxlen=WINDOW)
+        self.chosen, self._examined = known.chosen, known.examined

@@ -15,9 +15,9 @@ import numpy as np
 
 from agents.cascade.boxes import Boxes, Floats, boxes_of, detections_of, greedy, ious, logit, same_label
 from agents.cascade.calibrator import Calibrator
-from agents.cascade.corrector import Corrector
+from agents.cascade.corrector import Corrector, Learned
 from agents.cascade.features import KEEP_S, Features, Labels, Told, features, offsets
-from agents.cascade.gate import Gate
+from agents.cascade.gate import Examined, Gate
 from agents.cascade.tracks import Followed, Tracker
 from schemas.detections import Detections
 
@@ -27,6 +27,8 @@ SURE, UNSURE = 0.4, 0.25  # a higher tier's detection from SURE on is taken for 
 SAME_IOU, NEAR_IOU = 0.5, 0.3
 _NOTHING = -2.5  # the logit of a higher tier that saw nothing where a track is
 _PLAIN, _RESCORED, _MOVED = range(3)  # ways of answering
+_WAYS = 3
+_MODELS = 8  # that a stream may be looked at with and come back to
 _DOUBLE_IOU = 0.6
 _BIRTH_S = 0.3
 
@@ -41,7 +43,7 @@ class View(NamedTuple):
     probability: Floats  # [n], that each box is right
     believed: Boxes  # what the frame is answered with
     tracks: tuple[int, ...]  # of the boxes that it is answered with
-    model: int  # counts how often the model that looks at the stream has changed
+    model: str  # that looked
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -50,6 +52,39 @@ class Heard(msgspec.Struct, frozen=True):
     wrong: int
     missed: int
     shared: int
+
+
+class Taught(msgspec.Struct, frozen=True):
+    """All that was learned of one model's answers, as plain values."""
+
+    corrector: Learned
+    gate: Examined
+    calibrator: list[list[float]]
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """What is worth keeping of a stream when its process ends, as plain values: what was learned, by model. Tracks are not: by the time
+    that they are taken up they are over."""
+
+    labels: list[str]
+    models: dict[str, Taught]
+
+
+class _Lessons:
+    """What was learned of one model's answers."""
+
+    def __init__(self, calibrator: Calibrator | None = None) -> None:
+        self.corrector, self.gate, self.calibrator = Corrector(), Gate(_WAYS), calibrator or Calibrator()
+
+    def dump(self) -> Taught:
+        return Taught(self.corrector.dump(), self.gate.dump(), self.calibrator.dump())
+
+    @classmethod
+    def load(cls, known: Taught) -> _Lessons:
+        made = cls(Calibrator.load(known.calibrator))
+        made.corrector = Corrector.load(known.corrector)
+        made.gate.load(known.gate)
+        return made
 
 
 class Stream:
@@ -65,12 +100,28 @@ class Stream:
 
     def __init__(self, *, publish_from: float, teach: bool = True) -> None:
         self.publish_from, self.teach = publish_from, teach
-        self.tracker, self.corrector, self.gate, self.labels = Tracker(), Corrector(), Gate(3), Labels()
-        self.calibrator = Calibrator()
+        self.tracker, self.labels = Tracker(), Labels()
+        self._lessons: OrderedDict[str, _Lessons] = OrderedDict({"": _Lessons()})  # by model; the last is in use
         self._told: dict[int, Told] = {}
         self.asked: OrderedDict[str, View] = OrderedDict()  # frames whose answers are waited for, oldest first
         self._at_s = -np.inf
-        self._model = 0
+
+    @property
+    def model(self) -> str:
+        """The model that looks at the stream now."""
+        return next(reversed(self._lessons))
+
+    @property
+    def corrector(self) -> Corrector:
+        return self._lessons[self.model].corrector
+
+    @property
+    def gate(self) -> Gate:
+        return self._lessons[self.model].gate
+
+    @property
+    def calibrator(self) -> Calibrator:
+        return self._lessons[self.model].calibrator
 
     # ---- frames
 
@@ -92,7 +143,7 @@ class Stream:
         known = features(followed, self._told, self.labels, at_s)
         probability = self.corrector.scores(known)
         believed, tracks = self._answer(self.gate.chosen, followed, known, probability)
-        return View(at_s, raw, followed, known, probability, believed, tracks, self._model)
+        return View(at_s, raw, followed, known, probability, believed, tracks, self.model)
 
     def detections(self, view: View) -> Detections:
         """What a frame is answered with, as a record."""
@@ -115,16 +166,32 @@ class Stream:
         if len(self._told) > 4 * len(self.tracker) + 64:
             self._told = {number: told for number, told in self._told.items() if at_s - told.at_s <= KEEP_S}
 
-    def begin_again(self, calibrator: Calibrator | None = None) -> None:
-        """Forget what was learned of the model's answers: another model looks at the stream from now on. Tracks go on.
+    def look_with(self, model: str, calibrator: Calibrator | None = None) -> None:
+        """Another model looks at the stream from the next frame on: what its scores mean is something else. Tracks go on, and what was
+        learned of a model is there again when it comes back.
 
         Parameters
         ----------
         calibrator
-            Of the new model, if it was judged before.
+            Of the new model, if it was judged before without having looked at the stream.
         """
-        self.corrector, self.gate, self.calibrator = Corrector(), Gate(3), calibrator or Calibrator()
-        self._model += 1
+        if model == self.model:
+            return
+        self._lessons[model] = self._lessons.pop(model) if model in self._lessons else _Lessons(calibrator)
+        if len(self._lessons) > _MODELS:
+            self._lessons.popitem(last=False)
+
+    # ---- what outlives the process
+
+    def dump(self) -> Remembered:
+        return Remembered(list(self.labels.names), {model: lessons.dump() for model, lessons in self._lessons.items() if model})
+
+    def load(self, known: Remembered) -> None:
+        """Take up what `dump` gave; the model that looked last looks on. Raises `ValueError` if it is anything else."""
+        lessons = {model: _Lessons.load(taught) for model, taught in known.models.items()}
+        if lessons:
+            self._lessons = OrderedDict(lessons)
+        self.labels = Labels(tuple(known.labels))
 
     # ---- verdicts
 
@@ -143,7 +210,7 @@ class Stream:
         theirs = theirs.take(theirs.scores >= UNSURE)
         sure = theirs.scores >= SURE
         heard = _compare(view.believed, theirs.take(sure))
-        if not self.teach or view.model != self._model:
+        if not self.teach or view.model != self.model:
             return heard
         probability = self.corrector.scores(view.known)
         ways = (_PLAIN, _RESCORED, _MOVED)

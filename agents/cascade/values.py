@@ -20,13 +20,19 @@ _PRIOR, _FORGET = 4.0, 0.998  # looks
 
 
 class Value(Protocol):
-    """Ranks frames by what a look at the next tier is worth."""
+    """Ranks frames by what a look at the next tier is worth; what is worth nothing is never looked at."""
 
     def worth(self, view: View, since_s: float) -> float:
         """The value of a look at a frame; `since_s` is how long ago its source was last asked about, infinite if it never was."""
 
     def learn(self, view: View, since_s: float, heard: Heard) -> None:
         """Take in what a look at a frame has changed."""
+
+    def dump(self) -> list[list[float]]:
+        """All that it has learned, as plain values."""
+
+    def load(self, known: list[list[float]]) -> None:
+        """Take up what `dump` gave; raises `ValueError` if it is anything else."""
 
 
 class Uniform:
@@ -38,6 +44,12 @@ class Uniform:
     def learn(self, view: View, since_s: float, heard: Heard) -> None:
         """It learns nothing."""
 
+    def dump(self) -> list[list[float]]:
+        return []
+
+    def load(self, known: list[list[float]]) -> None:
+        """There is nothing to take up."""
+
 
 class Uncertainty:
     """The sum over a frame's boxes of the variance p(1 - p) of whether they are right, less where the track was spoken of lately."""
@@ -47,6 +59,12 @@ class Uncertainty:
 
     def learn(self, view: View, since_s: float, heard: Heard) -> None:
         """Its probabilities are learned elsewhere."""
+
+    def dump(self) -> list[list[float]]:
+        return []
+
+    def load(self, known: list[list[float]]) -> None:
+        """There is nothing to take up."""
 
 
 class ExpectedGain:
@@ -65,6 +83,15 @@ class ExpectedGain:
         known = _summary(view, since_s)
         self.information = _FORGET * self.information + np.outer(known, known) + np.eye(_FEATURES) * _PRIOR * (1 - _FORGET)
         self.weights = self.weights + np.linalg.solve(self.information, known * (heard.wrong + heard.missed - known @ self.weights))
+
+    def dump(self) -> list[list[float]]:
+        return [self.weights.tolist(), *self.information.tolist()]
+
+    def load(self, known: list[list[float]]) -> None:
+        table = np.asarray(known, np.float64)
+        if table.shape != (1 + _FEATURES, _FEATURES) or not np.isfinite(table).all():
+            raise ValueError(f"the value of a look of shape {table.shape}: expected finite {(1 + _FEATURES, _FEATURES)}")
+        self.weights, self.information = table[0].copy(), table[1:].copy()
 
 
 VALUES: dict[str, type[Uniform | Uncertainty | ExpectedGain]] = {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.cascade.budgets import Budgets
-from agents.cascade.cascade import Cascade
+from agents.cascade.cascade import Cascade, Lesson
 from agents.cascade.governor import Governor
 from agents.cascade.stream import SNAPSHOTS, Stream
+from agents.cascade.timeline import Timeline
 from agents.cascade.values import VALUES, ExpectedGain, Uncertainty, Uniform
 from schemas.detections import Detection, Detections
 from schemas.messages import Reason
@@ -93,10 +95,87 @@ def test_another_model_begins_anew_and_is_not_taught_by_its_predecessors_frames(
     stream = Stream(publish_from=0.25)
     view = stream.see(0.0, Detections([person(0.5)]))
     stream.ask("a", view)
-    stream.begin_again()
+    stream.look_with("other")
     weights = stream.corrector.weights.copy()
     assert stream.hear("a", Detections()) is not None
     assert np.array_equal(weights, stream.corrector.weights)
+
+
+def taught(frames: int = 200) -> tuple[Cascade, Budgets]:
+    """A cascade that has asked about every second frame of a scene and was answered."""
+    budgets = Budgets(bytes_per_s=1e9, inferences_per_s=1e9, burst_s=1, clock=lambda: 0.0)
+    cascade = Cascade(mode="everything", value=ExpectedGain(), budgets=budgets, choices=[(224,), (320,)], publish_from=0.05)
+    chance = np.random.default_rng(7)
+    for frame in range(frames):
+        seen, region = scene(chance, frame % 50)
+        view = cascade.see("gate", frame / 10, seen)
+        if frame % 2:
+            cascade.ask("gate", str(frame), view, frame / 10, {(224,): seen, (320,): region})
+            cascade.hear("gate", str(frame), region)
+    return cascade, budgets
+
+
+def test_what_was_learned_outlives_the_process() -> None:
+    """Written down and read back, as JSON, it answers the next frames as if nothing had happened but that tracks begin anew."""
+    before, budgets = taught()
+    lessons = msgspec.json.decode(msgspec.json.encode(before.lessons()), type=dict[str, Lesson])
+    assert not before.lessons(), "it is told once"
+    after = Cascade(mode="everything", value=ExpectedGain(), budgets=budgets, choices=[(224,), (320,)], publish_from=0.05)
+    assert after.recall("gate", lessons["gate"])
+    assert not after.recall("gate", lessons["gate"]), "what is known is not taken up again"
+    assert after.sizes("gate") == before.sizes("gate")
+    chance = np.random.default_rng(8)
+    for frame in range(20):
+        seen, _ = scene(chance, frame)
+        one, other = (each.see("gate", 100 + frame / 10, seen) for each in (before, after))
+        assert before.value.worth(one, 1.0) == after.value.worth(other, 1.0)
+        assert [d.score for d in before.answer("gate", one)] == [d.score for d in after.answer("gate", other)]
+
+
+def test_what_was_learned_about_other_sizes_is_refused() -> None:
+    lessons = taught(20)[0].lessons()
+    budgets = Budgets(bytes_per_s=1e9, inferences_per_s=1e9, burst_s=1, clock=lambda: 0.0)
+    other = Cascade(mode="everything", value=ExpectedGain(), budgets=budgets, choices=[(416,)], publish_from=0.05)
+    with pytest.raises(ValueError, match="sizes"):
+        other.recall("gate", lessons["gate"])
+
+
+def test_a_model_that_comes_back_knows_what_it_was_taught() -> None:
+    """A smaller model looks for a while, since the configured one fails: its scores mean something else."""
+    chance, stream = np.random.default_rng(1), Stream(publish_from=0.05)
+    stream.look_with("first")
+    for frame in range(100):
+        seen, region = scene(chance, frame % 50)
+        stream.ask(str(frame), stream.see(frame / 10, seen))
+        stream.hear(str(frame), region)
+    weights = stream.corrector.weights.copy()
+    stream.look_with("second")
+    assert not np.array_equal(weights, stream.corrector.weights)
+    stream.look_with("first")
+    assert np.array_equal(weights, stream.corrector.weights)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.floats(-1e5, 1e5)), max_size=60),
+)
+def test_a_streams_time_never_goes_back_and_no_frame_counts_twice(frames: list[tuple[int, int, float]]) -> None:
+    timeline, seen, last = Timeline(), set[tuple[int, int]](), -np.inf
+    for epoch, sequence, captured_s in frames:
+        at_s = timeline.place(str(epoch), sequence, captured_s)
+        later = any(each == epoch and known >= sequence for each, known in seen)
+        assert (at_s is None) == later
+        seen.add((epoch, sequence))
+        if at_s is not None:
+            assert at_s >= last
+            last = at_s
+
+
+def test_a_clock_that_is_set_back_does_not_stop_a_streams_time() -> None:
+    timeline = Timeline()
+    before = [timeline.place("a", n, 7200 + n / 10) for n in range(3)]
+    after = [timeline.place("a", 3 + n, n / 10) for n in range(3)]
+    steps = np.diff([each for each in (*before, *after) if each is not None])
+    assert steps.tolist() == pytest.approx([0.1] * 5)
 
 
 def test_what_only_the_region_sees_is_followed_for_a_moment() -> None:
@@ -146,7 +225,7 @@ def play(
             view = cascade.see(
                 source, now[0], Detections([person(0.2 * each, middle + chance.uniform(-0.04, 0.04)) for each in range(1, 5)])
             )
-            if cascade.wants(source, view, now[0], 10_000) is not None:
+            if cascade.wants(source, view, now[0], 10_000) and budgets.take(Reason.UNCERTAIN, 10_000) is None:
                 asked[source].append(now[0])
                 cascade.ask(source, str(frame), view, now[0])
                 truth = [person(0.2 * each, 0.9) for each in range(1, 5) if source == "easy" or chance.random() < 0.5]
@@ -206,7 +285,7 @@ def test_off_asks_nothing_and_everything_asks_what_the_budget_allows() -> None:
         for _ in range(100):
             now[0] += 0.1
             view = cascade.see("gate", now[0], Detections())
-            count += cascade.wants("gate", view, now[0], 100) is Reason.UNCERTAIN
+            count += cascade.wants("gate", view, now[0], 100) and budgets.take(Reason.UNCERTAIN, 100) is None
         return count
 
     assert asked("off") == 0

@@ -18,7 +18,7 @@ from infra.bench.cascade import lanes
 from infra.bench.cascade.lanes import SOURCE
 from infra.bench.cascade.runs import LEAF, ORACLE, RANDOM, REGION, UNIFORM, Run
 from schemas.detections import Detections
-from schemas.messages import Tier
+from schemas.messages import Reason, Tier
 
 BURST_S = 5.0
 UNBOUND = 1e12
@@ -116,7 +116,8 @@ def _with_memory(material: Material, plan: Plan) -> Run:
         if chosen_by_chance is not None:
             asks = bool(chosen_by_chance[frame])
         else:
-            asks = cascade.wants(SOURCE, view, now[0], material.evidence_bytes[frame]) is not None
+            size = material.evidence_bytes[frame]
+            asks = cascade.wants(SOURCE, view, now[0], size) and budgets.take(Reason.UNCERTAIN, size) is None
         if asks:
             inferred[frame] = True
             trial = {sizes: seen[frame] for sizes, seen in material.leaf.items()} if cascade.wants_trial(SOURCE) else None
