@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from agents.alerts import AlertRules
+from agents.beliefs import Belief, Beliefs
 from agents.inference.images import UndecodableImage
 from agents.questions import Question, Questions, Wish, ids
 from agents.reach import AWAY, LATER
@@ -27,6 +29,7 @@ from schemas.detections import Detections
 from schemas.frames import Frame, InvalidFrame, Origin, read_frame
 from schemas.intervals import Intervals
 from schemas.messages import RANK, Alert, Control, Drop, Reason, Status, Tier, Verdict
+from schemas.replays import read_replay
 from streams import outputs, telemetry
 from streams.delivery import Emitted, Rejected
 from streams.disk import REASON, SHED
@@ -59,6 +62,7 @@ class _Taken(msgspec.Struct, frozen=True):
     frame: Frame
     look: asyncio.Future[Seen | None]
     appended_ms: int
+    replayed: bool
 
 
 class _Failed(msgspec.Struct, frozen=True):
@@ -103,6 +107,7 @@ class Leaf:
         self.verdicts, self.alerts, self.pictures = role.write("verdicts"), role.write("alerts"), role.write("alerts.evidence")
         self.drops = role.write("drops")
         self.rules = AlertRules(config.rules, site=config.name, model_digest=NO_DIGEST, deadline_ms=config.policy.deadline_ms)
+        self.beliefs = Beliefs(questions.cascade)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the sources in work
 
     def close(self) -> None:
@@ -118,6 +123,11 @@ class Leaf:
         """What the region announced: how many looks a second it can afford for us."""
         if self.questions.heed(control):
             log.info("the region announced its capacity", extra={"region": control.region, "inferences_per_s": control.inferences_per_s})
+
+    def hear(self, verdict: Verdict) -> None:
+        """A region's answer, whoever asked for it: what it teaches if it was us."""
+        if verdict.status is Status.FINAL and self.beliefs.hear(verdict):
+            telemetry.LESSONS.inc()
 
     def recall(self, alerts: Iterable[Alert]) -> None:
         """Take in the site's latest alerts, so that frames that are read again after a restart raise no second alert on one event."""
@@ -136,7 +146,8 @@ class Leaf:
                 rejected.append(Rejected(index, error))
                 continue
             look = asyncio.wrap_future(self.sight.see(frame.jpeg, partial(self._begin, appended_ms)))
-            sources.setdefault(frame.source, []).append(_Taken(index, frame, look, appended_ms))
+            replayed = read_replay(record.headers()).count > 0
+            sources.setdefault(frame.source, []).append(_Taken(index, frame, look, appended_ms, replayed))
         ready: Ready = asyncio.Queue(maxsize=256)
         # Their first steps run in this order and before those of later batches: so each source's turns are taken in order.
         tasks = [asyncio.ensure_future(self._finish(source, taken, ready)) for source, taken in sources.items()]
@@ -238,16 +249,20 @@ class Leaf:
 
     async def _answer(self, taken: _Taken, seen: Seen, ready: Ready) -> Rest | None:
         """Put a frame's alerts, verdict and pictures; returns what is to follow them, beside the frames that come next."""
-        index, frame, trace, detections = taken.index, taken.frame, taken.frame.traceparent, seen.look.detections
+        index, frame, trace = taken.index, taken.frame, taken.frame.traceparent
+        belief = self.beliefs.about(frame, seen, replayed=taken.replayed)
+        detections = belief.detections
         telemetry.observe_stages({**seen.look.stages._asdict(), "look": seen.look.stages.total_s})
         alerts = self.rules.judge(frame, detections, seen.digest, age_s=self.clock.age_s(taken.appended_ms))
         if alerts:
             await ready.put(Emitted(index, tuple(outputs.alert(self.alerts, alert, trace) for alert in alerts), finished=False))
             await asyncio.sleep(0)  # they leave before anything slower is begun
             telemetry.ALERTS.labels("raised").inc(len(alerts))
-        wish = self.questions.about(frame.source, detections, alerts)
-        verdict = self._verdict(frame, seen, wish, alerted=bool(alerts))
+        wish = self.questions.about(frame.source, belief.view, alerts, again=belief.asked)
+        verdict = self._verdict(frame, seen, belief, wish, alerted=bool(alerts))
         asked = wish.reason is not None
+        if asked:
+            self.beliefs.ask(frame, belief, self.questions)
         await ready.put(Emitted(index, (outputs.answer(self.verdicts, verdict, trace),), finished=not asked and not alerts))
         telemetry.VERDICTS.labels(verdict.status).inc()
         question = None
@@ -287,7 +302,7 @@ class Leaf:
         question = Question(taken.frame, _unseen(taken.frame, self.config), Reason.UNJUDGED, (), reserved)
         return self._escalate(taken, question, ready)
 
-    def _verdict(self, frame: Frame, seen: Seen, wish: Wish, *, alerted: bool) -> Verdict:
+    def _verdict(self, frame: Frame, seen: Seen, belief: Belief, wish: Wish, *, alerted: bool) -> Verdict:
         """What the leaf believes. It is provisional while the region's answer is waited for: for a frame that is asked about, and for that
         of an alert always, so that a deadline shows that nobody has reviewed it. While the region is away what is unsure is final."""
         waits = (wish.reason is not None and not wish.away) or (alerted and self.questions.asks)
@@ -298,8 +313,8 @@ class Leaf:
             source=frame.source,
             captured_at=frame.captured_at,
             status=status,
-            detections=seen.look.detections,
-            confidence=confidence(seen.look.detections),
+            detections=belief.detections,
+            confidence=confidence(belief.detections),
             tier=Tier.LEAF,
             site=self.config.name,
             rank=RANK[Tier.LEAF],
@@ -308,6 +323,7 @@ class Leaf:
             model_digest=seen.digest,
             deadline_ms=self.config.policy.deadline_ms if waits else None,
             note="; ".join(filter(None, (seen.note, away, SHED if wish.shed else None))) or None,
+            seen=hashlib.sha256(seen.look.detections.to_json().encode()).hexdigest()[:32],
         )
 
     async def _escalate(self, taken: _Taken, question: Question, ready: Ready) -> None:

@@ -1,22 +1,23 @@
-"""What the region is asked: a reason from the policy, both budgets, the way there, and the evidence that goes with the question.
+"""What the region is asked: the cascade's wish or an alert, both budgets, the way there, and the evidence that goes with the question.
 
-When a frame is asked about at all is decided here; how its evidence is made is `agents.cascade.evidence`'s, and what its verdict says of
-that is the leaf's.
+Whether a frame is asked about is decided here; what it is worth is `agents.cascade`'s, how its evidence is made
+`agents.cascade.evidence`'s, and what its verdict says of that the leaf's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from agents.cascade.budgets import Budgets
+from agents.cascade.cascade import Cascade
 from agents.cascade.evidence.writing import Question as Question
 from agents.cascade.evidence.writing import Writing
-from agents.cascade.policy import Never, Policy
+from agents.cascade.stream import View
 from agents.reach import Reach
 from schemas.config import SiteConfig
-from schemas.detections import Detection, Detections
+from schemas.detections import Detection
 from schemas.frames import Frame
 from schemas.messages import Alert, Control, Reason
 from streams import telemetry
@@ -26,8 +27,8 @@ from streams.topology import RoleView
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What the policy makes of a frame: whether a look is wanted, the reason if it is asked for, and whether the region is away, so that
-    the policy decides at once. `shed`: it is not asked for since the disk is low."""
+    """What is made of a frame: whether a look is wanted, the reason if it is asked for, and whether the region is away, so that what is
+    decided here holds. `shed`: it is not asked for since the disk is low."""
 
     wanted: bool
     reason: Reason | None
@@ -37,25 +38,32 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Questions:
-    """A leaf's questions to its region. A site without a region asks nothing, whatever its policy."""
+    """A leaf's questions to its region. A site without a region asks nothing, whatever its policy.
+
+    Parameters
+    ----------
+    clock
+        Seconds by which the cascade's budgets fill.
+    """
 
     def __init__(
         self,
         config: SiteConfig,
         role: RoleView,
-        policy: Policy,
-        budgets: Budgets,
+        cascade: Cascade,
         reach: Reach,
         shedding: Shedding | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.shedding = shedding or Unguarded()
         self.asks = config.link is not None and config.policy.mode != "off"
-        self.settings, self.budgets, self.reach = config.policy, budgets, reach
-        self.policy = policy if self.asks else Never()
+        self.settings, self.cascade, self.budgets, self.reach = config.policy, cascade, cascade.budgets, reach
+        self._clock = clock
         self.evidence_bytes = 16_000.0  # expected size of one look's evidence; follows what is measured
         self.evidence = Writing(config, role.write("escalations"), role.write("escalations.alerts"))
         self._share = 1.0  # of the site's frames that this process serves, and so of its budgets
-        self._announced = budgets.inferences.rate
+        self._announced = self.budgets.inferences.rate
 
     def close(self) -> None:
         self.evidence.close()
@@ -86,13 +94,20 @@ class Questions:
 
     # ---- whether to ask
 
-    def about(self, source: str, detections: Detections, alerts: list[Alert]) -> Wish:
+    def about(self, source: str, view: View | None, alerts: list[Alert], *, again: bool = False) -> Wish:
         """Whether the region is to be asked about a frame; charges the budgets if so.
 
         While the region is away frames of alerts are kept for it all the same, and for `policy.away_backlog_s` what is unsure too.
+
+        Parameters
+        ----------
+        view
+            What the cascade makes of the frame; None: it was not shown to it.
+        again
+            It was asked about before, and comes again.
         """
         size = self.evidence_bytes
-        reason = self.policy.reason(source, detections, alerts)
+        reason = self._reason(source, view, alerts, size, again) if self.asks else None
         away_s = self.reach.away_s() if self.asks and self.settings.region_away == "final" else None
         wanted = reason is not None
         if away_s is not None and reason not in (None, Reason.ALERT) and away_s > self.settings.away_backlog_s:
@@ -104,6 +119,18 @@ class Questions:
             reason = None
         return Wish(wanted, self._afforded(reason, size), away_s is not None, size, shed)
 
+    def _reason(self, source: str, view: View | None, alerts: list[Alert], size: float, again: bool) -> Reason | None:
+        if alerts:
+            self.cascade.must(self._clock(), size)
+            return Reason.ALERT
+        if view is not None:
+            again = self.cascade.wants(source, view, self._clock(), size)
+        return Reason.UNCERTAIN if again or self.settings.mode == "everything" else None
+
+    def remember(self, source: str, record: str, view: View) -> None:
+        """The region is asked about this frame: its answer is to be held against what is known of it now."""
+        self.cascade.ask(source, record, view, self._clock())
+
     def unjudged(self, source: str) -> float | None:
         """The bytes set aside if the region is to be asked about a frame that nobody here could judge; None if it cannot be: where objects
         are to be covered, nobody knows where they are."""
@@ -114,11 +141,10 @@ class Questions:
     def _afforded(self, reason: Reason | None, size: float) -> Reason | None:
         if reason is None:
             return None
-        forbidding = self.budgets.forbids(reason, size)
+        forbidding = self.budgets.take(reason, size)
         if forbidding is not None:
             telemetry.DECLINED.labels(forbidding).inc()
             return None
-        self.budgets.spend(size)
         return reason
 
     # ---- asking

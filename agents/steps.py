@@ -63,8 +63,9 @@ def _fallback(detector: Settings, fallback: msgspec.Struct) -> Settings:
     return msgspec.structs.replace(detector, **{"name": "", **given})
 
 
-def rungs_of(config: SiteConfig, models: Path) -> list[Rung]:
-    """The steps of a leaf's ladder: every engine for the first model, then every engine for the next.
+def rungs_of(config: SiteConfig, models: Path, faint_from: float | None = None) -> list[Rung]:
+    """The steps of a leaf's ladder: every engine for the first model, then every engine for the next. `faint_from` is as in
+    `agents.inference.detector.load`.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def rungs_of(config: SiteConfig, models: Path) -> list[Rung]:
         Rung(
             label=f"{settings.name or name_of(settings)} on {engine}",
             model=number,
-            load=_loader(settings, msgspec.structs.replace(config.engine, prefer=(engine,)), models, watch),
+            load=_loader(settings, msgspec.structs.replace(config.engine, prefer=(engine,)), models, watch, faint_from),
             files=tuple(_files(settings, models)),
         )
         for number, settings in enumerate(models_of(config.detector))
@@ -90,9 +91,9 @@ def rungs_of(config: SiteConfig, models: Path) -> list[Rung]:
     ]
 
 
-def _loader(settings: Settings, engine: Engine, models: Path, watch: Watch | None) -> Callable[[], Detector]:
+def _loader(settings: Settings, engine: Engine, models: Path, watch: Watch | None, faint_from: float | None) -> Callable[[], Detector]:
     def ready() -> Detector:
-        detector = load(settings, engine, models, watch)
+        detector = load(settings, engine, models, watch, faint_from)
         detector.warm_up()
         return detector
 

@@ -17,11 +17,14 @@ import faust
 from mode import Service
 
 from agents.cascade.budgets import Budgets
-from agents.cascade.policy import make_policy
+from agents.cascade.cascade import Cascade
+from agents.cascade.stream import FAINT_FROM
+from agents.cascade.values import VALUES
 from agents.hearing import Hearing
 from agents.incidents import Incidents
 from agents.inference.detector import Detector, load
 from agents.leaf import Leaf
+from agents.lessons import Lessons
 from agents.questions import Questions
 from agents.reach import Reach
 from agents.region import Region
@@ -32,7 +35,7 @@ from agents.steps import rungs_of
 from schemas.config import SiteConfig
 from schemas.errors import Fault
 from schemas.links import LinkState
-from schemas.messages import Alert, Control, Drop
+from schemas.messages import Alert, Control, Drop, Verdict
 from schemas.records import InvalidRecord
 from streams import lost_frames, lost_verdicts, outputs, telemetry
 from streams.accounts import Accounting
@@ -103,7 +106,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     clients = Clients(config.kafka, f"{config.name}.leaf")
     info = _existing(clients, role)
     sight = Sight(
-        rungs_of(config, models),
+        rungs_of(config, models, FAINT_FROM),
         slow_s=slow_limit_s(config),
         hang_s=config.engine.hang_ms / 1000,
         load_s=config.engine.load_s,
@@ -118,9 +121,11 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         clock=time.monotonic,
     )
     frames = role.read("frames")
+    cascade = _cascade(config, budgets)
     reach = Reach()
     guard = _disk_guard(config, topology, clients, sink)
-    questions = Questions(config, role, make_policy(config.policy), budgets, reach, guard)
+    questions = Questions(config, role, cascade, reach, guard)
+    lessons = Lessons(clients, role.read("lessons"), sink, cascade, site=config.name)
     in_flight = 4 + questions.held_batches
     leaf = Leaf(
         config,
@@ -147,7 +152,13 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     def hear_control(stored: Stored) -> None:
         leaf.heed(Control.from_bytes(stored.value or b""))
 
-    hearing = Hearing(clients, {role.read("link.state"): hear_link, role.read("control"): hear_control})
+    def hear_region(stored: Stored) -> None:
+        leaf.hear(Verdict.from_bytes(stored.value or b""))
+        telemetry.LOOK_THRESHOLD.set(cascade.governor.threshold)
+
+    # Answers to frames that were asked about before a restart teach nothing: what was known of those frames is gone with the process.
+    heard = {role.read("link.state"): hear_link, role.read("control"): hear_control, role.read("region.verdicts"): hear_region}
+    hearing = Hearing(clients, heard)
 
     def explain(lost: Lost) -> None:
         """Offsets that retention took become drops of the epochs they belonged to, written before anything beyond them is read."""
@@ -160,6 +171,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     def recall(places: list[Place]) -> None:
         """Partitions come with what was raised on them lately, whoever raised it, and with their share of the site's budgets."""
         questions.share(len(places) / frames.partitions)
+        lessons.restore(partition for _, partition in places)
         if config.rules:
             leaf.recall(_alerts_since(clients, role.read("alerts"), horizon_s))
 
@@ -179,7 +191,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     )
     if guard is not None:
         guard.leads = lambda: (frames.name, 0) in source.assigned  # of several workers one makes room
-    return _run(app, sink, leaf, quarantine, source, hearing, _same(clients, info, [frames]), *filter(None, [guard]))
+    return _run(app, sink, leaf, quarantine, lessons, source, hearing, _same(clients, info, [frames]), *filter(None, [guard]))
 
 
 def run_region(config: SiteConfig, folder: Path, models: Path) -> int:
@@ -301,6 +313,19 @@ def _alerts_since(clients: Clients, topic: Topic, age_s: float) -> Iterator[Aler
                 yield Alert.from_bytes(record.value)
     except (BrokerUnavailable, ReadRefused, TopicMissing) as error:
         log.warning("the latest alerts could not be read, so one may be raised again: %s", error, extra={"topic": topic.name})
+
+
+def _cascade(config: SiteConfig, budgets: Budgets) -> Cascade:
+    """A leaf's cascade. Where nobody is asked nobody teaches, and frames have tracks."""
+    asks = config.link is not None and config.policy.mode != "off"
+    return Cascade(
+        mode=config.policy.mode if asks else "off",
+        value=VALUES[config.policy.value](),
+        budgets=budgets,
+        choices=[config.detector.sizes],
+        publish_from=config.detector.min_score,
+        teach=asks and config.policy.teach,
+    )
 
 
 def _detector(config: SiteConfig, models: Path) -> Detector:

@@ -305,7 +305,6 @@ class SiteConfig(msgspec.Struct, **_strict):
         yield from self._crossing_zones()
         for index, each in enumerate(self.redact):
             yield from each.wrong(f"$.redact[{index}]")
-        yield from self.policy.wrong("$.policy")
         yield from self.evidence.wrong("$.evidence")
         if self.tier == "region" and self.link is not None:
             yield "$.link is set on a region: expected none, since the leaf dials; [link] belongs into the leaf's file"

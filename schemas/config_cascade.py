@@ -24,7 +24,21 @@ MAX_CLIP_FRAMES = 60  # looks in one clip: what a region works on without an ans
 class Policy(msgspec.Struct, **_strict):
     """What is worth asking the region."""
 
-    mode: Annotated[Literal["budgeted", "off"], Meta(description="off: the leaf decides everything alone")] = "budgeted"
+    mode: Annotated[
+        Literal["budgeted", "everything", "off"],
+        Meta(
+            description="budgeted: the frames whose look is worth most, as many as the budgets allow; everything: each frame that the "
+            "budgets allow; off: the leaf decides everything alone"
+        ),
+    ] = "budgeted"
+    value: Annotated[
+        Literal["expected-gain", "uncertainty", "uniform"],
+        Meta(
+            description="what a look is worth, with mode = 'budgeted': expected-gain: how much looks have changed on such frames; "
+            "uncertainty: how unsure the detections are; uniform: frames at even distances in time"
+        ),
+    ] = "expected-gain"
+    teach: Annotated[bool, Meta(description="the region's answers teach the leaf, stream by stream")] = True
     budget_bytes_per_s: Annotated[int, Meta(ge=1, le=MAX_BYTES, description="bytes of evidence a second, over all sources of the site")] = (
         64 << 10
     )
@@ -32,8 +46,6 @@ class Policy(msgspec.Struct, **_strict):
     inferences_per_s: Annotated[
         float, Meta(gt=0, le=1e6, description="looks a second to ask for until the region has announced its capacity")
     ] = 2.0
-    unsure_from: Annotated[float, Meta(ge=0, le=1, description="detections with a score from here ...")] = 0.3
-    unsure_to: Annotated[float, Meta(ge=0, le=1, description="... to here make a frame uncertain")] = 0.55
     deadline_ms: Annotated[
         int, Meta(ge=100, le=30 * 86_400_000, description="how long an answer of the region is waited for; then the result is 'unanswered'")
     ] = 10_000
@@ -54,11 +66,6 @@ class Policy(msgspec.Struct, **_strict):
             "alerts, and those that no model here could judge",
         ),
     ] = 600.0
-
-    def wrong(self, path: str) -> Iterator[str]:
-        """What is wrong between fields that are right by themselves."""
-        if self.unsure_from > self.unsure_to:
-            yield f"{path}.unsure_from is {self.unsure_from}: expected at most unsure_to, which is {self.unsure_to}"
 
 
 class Evidence(msgspec.Struct, **_strict):

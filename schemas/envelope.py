@@ -39,6 +39,7 @@ LINK_HOLD = "headwater.link-hold.v1"
 INCIDENT = "headwater.incident.v1"
 SNAPSHOT = "headwater.snapshot.v1"
 SNAPSHOT_PART = "headwater.snapshot-part.v1"
+LESSON = "headwater.lesson.v1"
 ACCOUNT = "headwater.account.v1"
 ACCOUNT_PAST = "headwater.account-past.v1"
 

@@ -92,7 +92,12 @@ class Answer(Record, frozen=True, kw_only=True):
 
 class Verdict(Answer, frozen=True, kw_only=True):
     """One tier's answer to one record. `deadline_ms` is a duration from when the leaf took the frame; `evidence` is the digest of the
-    bytes that a higher tier judged, `note` says why a verdict is not an ordinary one."""
+    bytes that a higher tier judged, `note` says why a verdict is not an ordinary one.
+
+    `seen` is for a leaf, whose `detections` are what it believes after tracking and teaching: the first half of the SHA-256 of what its
+    model saw in the picture itself (`Detections.to_json()`), which depends on the picture and the model alone."""
+
+    seen: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")] | None = None
 
 
 class Result(Answer, frozen=True, kw_only=True):

@@ -34,7 +34,17 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         **short,
     )
     yield make("verdicts", "record id", "Verdict", [_L, _J], [_J, _K, _X], "the leaf's answer to each frame; passed deadlines", **outbox)
-    yield make("region.verdicts", "record id", "Verdict", [_K], [_J, _X], "the region's answers, brought by the link", **outbox)
+    yield make("region.verdicts", "record id", "Verdict", [_K], [_L, _J, _X], "the region's answers, brought by the link", **outbox)
+    yield make(
+        "lessons",
+        "source",
+        "packed lesson",
+        [_L],
+        [_L],
+        "what the leaf has learned of each source from the region's answers",
+        content_type="application/zlib",
+        cleanup="compact",
+    )
     yield make(
         "results",
         "record id",

@@ -78,6 +78,14 @@ def snapshot(topic: Topic, value: Snapshot, site: str, now: dt.datetime) -> Outp
     return Output(topic, site, SNAPSHOT_KEY, value.to_bytes(), headers, at=value.partition)
 
 
+def lesson(topic: Topic, source: str, value: bytes, site: str, now: dt.datetime) -> Output:
+    """What a leaf has learned of a source, keyed by it."""
+    headers = Envelope(
+        id=f"{site}/{source}/lesson", source=source, type=envelope.LESSON, time=now, content_type="application/zlib"
+    ).to_headers()
+    return Output(topic, source, source, value, headers)
+
+
 def picture(topic: Topic, alert_id: str, frame: Frame) -> Output:
     """The picture of an alert: its frame's own bytes, keyed by the alert."""
     headers = Envelope(

@@ -6,9 +6,10 @@ the answers. The leaf drives it with real time, a benchmark with a video's.
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -24,6 +25,7 @@ from schemas.detections import Detections
 
 Mode = Literal["everything", "budgeted", "off"]
 SOURCES = 1000  # that are remembered
+ASKED = 1000  # frames of all sources whose answers are waited for, of some ten kilobytes each
 
 
 class Lesson(msgspec.Struct, frozen=True):
@@ -72,6 +74,7 @@ class Cascade:
         self.choices, self.publish_from, self.teach = tuple(choices), publish_from, teach
         self.governor = Governor()
         self._sources: OrderedDict[str, _Source] = OrderedDict()
+        self._asked: OrderedDict[tuple[str, str], None] = OrderedDict()  # the oldest first
         self._fresh: set[str] = set()  # what was learned of them was not dumped yet
         self._seconds: dict[Sizes, float] = {}
         self._at_most_s = math.inf
@@ -89,9 +92,9 @@ class Cascade:
         for each in self._sources.values():
             each.eyes.allow(self._seconds, at_most_s)
 
-    def place(self, source: str, epoch: str, sequence: int, captured_s: float) -> float | None:
+    def place(self, source: str, epoch: str, sequence: int, captured_at: dt.datetime) -> float | None:
         """The time of a source's frame on the source's own clock; None if it was seen before, and is not to be seen again."""
-        return self._source(source).timeline.place(epoch, sequence, captured_s)
+        return self._source(source).timeline.place(epoch, sequence, captured_at)
 
     def see(self, source: str, at_s: float, seen: Detections, model: str = "") -> View:
         """Take in what a source's next frame holds.
@@ -159,6 +162,14 @@ class Cascade:
         while len(of.trials) > len(of.stream.asked):
             oldest = next(iter(of.trials))
             of.trials.pop(oldest), of.since.pop(oldest)
+        self._asked[source, key] = None
+        while len(self._asked) > ASKED:
+            self._forget(*self._asked.popitem(last=False)[0])
+
+    def _forget(self, source: str, key: str) -> None:
+        of = self._sources.get(source)
+        if of is not None:
+            of.stream.asked.pop(key, None), of.trials.pop(key, None), of.since.pop(key, None)
 
     def hear(self, source: str, key: str, verdict: Detections) -> Heard | None:
         """Learn from the next tier's verdict; None if the frame is not remembered."""
@@ -166,6 +177,7 @@ class Cascade:
         view = of.stream.asked.get(key)
         heard = of.stream.hear(key, verdict)
         trial, since_s = of.trials.pop(key, None), of.since.pop(key, math.inf)
+        self._asked.pop((source, key), None)
         if view is None or heard is None:
             return None
         self.value.learn(view, since_s, heard)
@@ -187,6 +199,10 @@ class Cascade:
             for name in sorted(fresh)
             if (of := self._sources.get(name)) is not None
         }
+
+    def unsaved(self, sources: Iterable[str]) -> None:
+        """What `lessons` gave of some sources was not kept: it is to be given again."""
+        self._fresh |= set(sources)
 
     def recall(self, source: str, lesson: Lesson) -> bool:
         """Take up what was learned of a source, unless as much is known already; returns whether it was.

@@ -19,9 +19,11 @@ from agents.cascade.corrector import Corrector, Learned
 from agents.cascade.features import KEEP_S, Features, Labels, Told, features, offsets
 from agents.cascade.gate import Examined, Gate
 from agents.cascade.tracks import Followed, Tracker
+from agents.inference.detector import FAINT_BOXES
 from schemas.detections import Detections
 
-MOST_BOXES = 80  # of a frame, the best: a detector that is asked for weak ones gives hundreds, and they cost more than they tell
+MOST_BOXES = FAINT_BOXES  # of a frame, the best
+FAINT_FROM = 0.05  # the score that a model should see boxes down to, so that what is learned can raise them
 SNAPSHOTS = 400  # frames of a source whose answers are waited for
 SURE, UNSURE = 0.4, 0.25  # a higher tier's detection from SURE on is taken for true, below UNSURE for nothing; between it is unsure itself
 SAME_IOU, NEAR_IOU = 0.5, 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import OrderedDict
 
 _SET_BACK_S = 1.0  # frames may pass each other by less; beyond it the camera's clock was set
@@ -14,18 +15,22 @@ class Timeline:
 
     def __init__(self) -> None:
         self._highest: OrderedDict[str, int] = OrderedDict()  # sequence, by epoch
-        self._at_s = float("-inf")
+        self._origin: dt.datetime | None = None
+        self._at_s = 0.0
         self._shift_s = 0.0
 
-    def place(self, epoch: str, sequence: int, captured_s: float) -> float | None:
-        """When a frame was taken, in seconds that do not decrease; None if it, or a later one of its run, was placed before."""
+    def place(self, epoch: str, sequence: int, captured_at: dt.datetime) -> float | None:
+        """When a frame was taken, in seconds since the first one, which do not decrease; None if it or a later one of its run was placed
+        before."""
         if sequence <= self._highest.get(epoch, -1):
             return None
         self._highest[epoch] = sequence
         self._highest.move_to_end(epoch)
         if len(self._highest) > _EPOCHS:
             self._highest.popitem(last=False)
-        at_s = captured_s + self._shift_s
+        if self._origin is None:
+            self._origin = captured_at
+        at_s = (captured_at - self._origin).total_seconds() + self._shift_s
         if at_s < self._at_s - _SET_BACK_S:
             self._shift_s += self._at_s + _STEP_S - at_s
             at_s = self._at_s + _STEP_S

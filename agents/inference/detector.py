@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from agents.inference.candidates import Candidates, suppress, to_detections, united
+from agents.inference.candidates import Candidates, strongest, suppress, to_detections, united
 from agents.inference.engines import Engine, PassedOver, open_engine
 from agents.inference.families import FAMILIES, fitting
 from agents.inference.images import Image, decode
@@ -27,6 +27,8 @@ from schemas.config import Detector as Settings
 from schemas.config import Engine as EngineSettings
 from schemas.detections import Detection, Detections
 
+FAINT_BOXES = 80  # of a picture: those beyond cost more than they tell
+FAINT_CANDIDATES = 240  # before doubles are removed
 ANSWERS = 1  # counts changes to this room's arithmetic that change detections; part of every digest
 
 
@@ -51,13 +53,24 @@ class Watch(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a detector saw in one picture. `watched` is what it saw of the classes that it watches, best first; None if it watches none."""
+    """What a detector saw in one picture.
+
+    Attributes
+    ----------
+    width, height
+        Of the picture, in pixels.
+    watched
+        What it saw of the classes that it watches, best first; None if it watches none.
+    faint
+        The strongest of all that it saw, its answer first and then what its answer leaves out; None if it was not asked for.
+    """
 
     detections: Detections
-    width: int  # of the picture, in pixels
+    width: int
     height: int
     stages: Stages
     watched: tuple[Detection, ...] | None = None
+    faint: tuple[Detection, ...] | None = None
 
 
 class Eye(NamedTuple):
@@ -83,6 +96,8 @@ class Detector:
         The engines in order of preference, the one in use, and those before it with the reason.
     watch
         What it tells of besides its answer; that is no part of the answer, nor of the digest.
+    faint_from
+        Score from which on it tells of anything besides its answer (`Look.faint`); None: it does not.
     """
 
     def __init__(
@@ -98,6 +113,7 @@ class Detector:
         self.passed_over: tuple[PassedOver, ...] = eyes[0].engine.passed_over
         self.digest = _digest(settings, labels, model_digest, [eye.engine.got for eye in eyes])
         self.watch: Watch | None = None
+        self.faint_from: float | None = None
         # what a family answers once for each object needs no suppression, unless several sizes answer
         self._doubles = family.NAME in ("nanodet", "yolov8") or len(eyes) > 1
 
@@ -133,7 +149,8 @@ class Detector:
         decoded = time.perf_counter()
         prepare_s = predict_s = 0.0
         parts = []
-        least = self._settings.min_score if self.watch is None else min(self._settings.min_score, self.watch.min_score)
+        asked = self._settings.min_score
+        least = min(asked, asked if self.watch is None else self.watch.min_score, asked if self.faint_from is None else self.faint_from)
         for eye in self._eyes:
             before = time.perf_counter()
             tensor, placement = self._family.prepare(image.pixels, eye.side, eye.layout)
@@ -144,19 +161,26 @@ class Detector:
             prepare_s += ready - before
             predict_s += predicted - ready
         candidates = united(parts)
+        if self.faint_from is not None and self.watch is None:  # of what is below the answer a few tell enough
+            candidates = strongest(candidates, max(FAINT_CANDIDATES, int((candidates.scores >= asked).sum())))
         if self._doubles:
             candidates = suppress(candidates, self._settings.nms_iou)
-        watched = None
+        watched = faint = None
         if self.watch is not None:  # the weaker ones change nothing of the answer: in suppression only the stronger box decides
             watched = self._watched(candidates, self.watch)
-            candidates = candidates.take(candidates.scores >= self._settings.min_score)
+        if self.faint_from is not None:
+            faint = self._all(strongest(candidates.take(candidates.scores >= min(asked, self.faint_from)), FAINT_BOXES))
+        if least < asked:
+            candidates = candidates.take(candidates.scores >= asked)
         detections = to_detections(candidates, self.labels)
         unpack_s = time.perf_counter() - decoded - prepare_s - predict_s
-        return Look(detections, image.width, image.height, Stages(decode_s, prepare_s, predict_s, unpack_s), watched)
+        return Look(detections, image.width, image.height, Stages(decode_s, prepare_s, predict_s, unpack_s), watched, faint)
 
     def _watched(self, candidates: Candidates, watch: Watch) -> tuple[Detection, ...]:
         classes = [index for index, label in enumerate(self.labels) if label in watch.labels]
-        found = candidates.take(np.isin(candidates.classes, classes) & (candidates.scores >= watch.min_score))
+        return self._all(candidates.take(np.isin(candidates.classes, classes) & (candidates.scores >= watch.min_score)))
+
+    def _all(self, found: Candidates) -> tuple[Detection, ...]:
         rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
         return tuple(Detection(self.labels[index], score, *box) for box, score, index in rows)
 
@@ -171,7 +195,7 @@ class Detector:
         return last_s
 
 
-def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch | None = None) -> Detector:
+def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch | None = None, faint_from: float | None = None) -> Detector:
     """Load the detector that a site's configuration asks for; one trial run of each size makes certain that its outputs can be read.
 
     Parameters
@@ -180,6 +204,8 @@ def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch 
         Folder of the prepared models (for `nanodet-g`; other models are files that the configuration names).
     watch
         What it is to tell of besides its answer.
+    faint_from
+        Score from which on it is to tell of anything besides its answer.
 
     Raises
     ------
@@ -203,7 +229,7 @@ def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch 
         eyes.append(eye)
     ready = Detector(detector, family, eyes, labels, detector.name or name_of(detector), "".join(digests))
     check_watch(watch, ready.name, labels)
-    ready.watch = watch
+    ready.watch, ready.faint_from = watch, faint_from
     return ready
 
 

@@ -137,6 +137,7 @@ def _known(text: str) -> Iterator[str]:
 
 
 def _compare(path: Path | None, asked: _Options) -> Report:
+    from agents.cascade.stream import FAINT_FROM
     from agents.inference.detector import Detector as Opened
     from agents.inference.detector import load
     from infra import assets
@@ -144,7 +145,7 @@ def _compare(path: Path | None, asked: _Options) -> Report:
     from infra.bench.cascade import reference
     from infra.bench.cascade.cache import file_digest
     from infra.bench.cascade.labels import read_labels
-    from infra.bench.cascade.material import CLIP_CRF, CLIP_FRAMES, LOW_SCORE, Evidence, camera_bytes, footage, material, seen_by
+    from infra.bench.cascade.material import CLIP_CRF, CLIP_FRAMES, Evidence, camera_bytes, footage, material, seen_by
     from infra.bench.cascade.models import choices, detector_of, pixels
     from infra.bench.cascade.report import report
     from infra.bench.cascade.runs import Trial
@@ -175,7 +176,7 @@ def _compare(path: Path | None, asked: _Options) -> Report:
         truths = read_labels(asked.labels, Video(frames=film.frames, width=film.width, height=film.height))
         _check(truths, scored_from, asked)
     alone = Evidence(side=max(region.sizes))
-    eyes, far = [opened(each, LOW_SCORE) for each in leaves], opened(region)
+    eyes, far = [opened(each, FAINT_FROM) for each in leaves], opened(region)
     sent = material(film, eyes, far, alone, publish_from=asked.min_score, cost=pixels)
     clips = None
     if asked.everything:

@@ -30,7 +30,6 @@ class Workload(msgspec.Struct, frozen=True):
     region: dict[str, Any]
     rules: list[dict[str, Any]]
     looks_per_s: float
-    unsure: tuple[float, float]
     real: bool
 
 
@@ -44,7 +43,7 @@ def spots_workload(folder: Path, count: int = 512) -> Workload:
         for label, cooldown_s in zip(LABELS[:2], (1.0, 3.0), strict=True)
     ]
     # the region reads its detections otherwise, so that its answers can be told from the leaf's
-    return Workload("spots", pictures, detector, {**detector, "min_score": 0.4}, rules, 20.0, (0.66, 0.7), False)
+    return Workload("spots", pictures, detector, {**detector, "min_score": 0.4}, rules, 20.0, False)
 
 
 def street_workload(folder: Path, count: int = 120) -> Workload:
@@ -52,7 +51,7 @@ def street_workload(folder: Path, count: int = 120) -> Workload:
     (video,) = assets.fetch(assets.VIDEO)
     pictures = write_video_pictures(folder / "street", video, count)
     rules = [{"name": "person", "label": "person", "min_score": 0.5, "cooldown_s": 2.0}]
-    return Workload("street", pictures, {}, {"sizes": [320], "quantized": False}, rules, 2.0, (0.3, 0.55), True)
+    return Workload("street", pictures, {}, {"sizes": [320], "quantized": False}, rules, 2.0, True)
 
 
 def leaf_site(
@@ -85,8 +84,6 @@ def leaf_site(
             "budget_bytes_per_s": 256 << 10,
             "inferences_per_s": workload.looks_per_s,
             "deadline_ms": DEADLINE_MS,
-            "unsure_from": workload.unsure[0],
-            "unsure_to": workload.unsure[1],
             **(policy or {}),
         },
         "link": {"region": {"bootstrap_servers": region}, "region_name": REGION},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,8 @@ import tomli_w
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
 from agents.cascade.budgets import Budgets
-from agents.cascade.policy import make_policy
+from agents.cascade.cascade import Cascade
+from agents.cascade.stream import Heard, View
 from agents.inference.detector import Detector, Look, Stages, load
 from agents.leaf import Leaf
 from agents.questions import Questions
@@ -125,10 +127,41 @@ class ScriptedDetector:
         return self.gates.setdefault(jpeg, threading.Event())
 
 
+class Unsure:
+    """A look is worth everything where a score lies in a band, and else nothing: so that a test says what is asked."""
+
+    def __init__(self, low: float = 0.3, high: float = 0.55) -> None:
+        self.low, self.high = low, high
+
+    def worth(self, view: View, since_s: float) -> float:
+        return math.inf if any(self.low <= score <= self.high for score in view.raw.scores) else 0.0
+
+    def learn(self, view: View, since_s: float, heard: Heard) -> None:
+        pass
+
+    def dump(self) -> list[list[float]]:
+        return []
+
+    def load(self, known: list[list[float]]) -> None:
+        pass
+
+
+def cascade_of(config: SiteConfig, budgets: Budgets, value: Any = None, *, teach: bool = False) -> Cascade:
+    """A leaf's cascade, which asks about frames that are unsure unless a value says otherwise."""
+    return Cascade(
+        mode=config.policy.mode,
+        value=value or Unsure(),
+        budgets=budgets,
+        choices=[config.detector.sizes],
+        publish_from=config.detector.min_score,
+        teach=teach,
+    )
+
+
 class Bench:
     """A leaf and what it needs, driven by hand."""
 
-    def __init__(self, detector: Any = None, **site: Any) -> None:
+    def __init__(self, detector: Any = None, *, value: Any = None, teach: bool = False, **site: Any) -> None:
         self.detector = detector or ScriptedDetector()
         self.clock = Clock()
         self.seconds = 0.0
@@ -143,7 +176,8 @@ class Bench:
         )
         self.reach = Reach(lambda: self.seconds)
         self.sight = Sight([Rung("scripted", 0, lambda: self.detector)], slow_s=60.0, workers=self.config.engine.workers)
-        self.questions = Questions(self.config, self.role, make_policy(self.config.policy), self.budgets, self.reach)
+        self.cascade = cascade_of(self.config, self.budgets, value, teach=teach)
+        self.questions = Questions(self.config, self.role, self.cascade, self.reach, clock=lambda: self.seconds)
         self.leaf = Leaf(
             self.config,
             self.role,
@@ -216,6 +250,11 @@ def frame(source: str, sequence: int, *, epoch: str = "e1", jpeg: bytes | None =
 
 def person(score: float = 0.9, x: float = 0.5, foot: float = 0.8, label: str = "person") -> Detection:
     return Detection(label, score, x - 0.05, foot - 0.3, x + 0.05, foot)
+
+
+def seen_in(detections: str) -> list[Any]:
+    """Detections as JSON, without their tracks: what the model saw, where nobody has taught the leaf anything."""
+    return [row[:6] for row in json.loads(detections)]
 
 
 def outputs_of(items: Sequence[Emitted | Rejected]) -> list[Any]:

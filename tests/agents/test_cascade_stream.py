@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import msgspec
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from agents.cascade.timeline import Timeline
 from agents.cascade.values import VALUES, ExpectedGain, Uncertainty, Uniform
 from schemas.detections import Detection, Detections
 from schemas.messages import Reason
+
+NOON = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 
 
 def person(x: float, score: float = 0.6, y: float = 0.5, width: float = 0.05, label: str = "person") -> Detection:
@@ -161,7 +165,7 @@ def test_a_model_that_comes_back_knows_what_it_was_taught() -> None:
 def test_a_streams_time_never_goes_back_and_no_frame_counts_twice(frames: list[tuple[int, int, float]]) -> None:
     timeline, seen, last = Timeline(), set[tuple[int, int]](), -np.inf
     for epoch, sequence, captured_s in frames:
-        at_s = timeline.place(str(epoch), sequence, captured_s)
+        at_s = timeline.place(str(epoch), sequence, NOON + dt.timedelta(seconds=captured_s))
         later = any(each == epoch and known >= sequence for each, known in seen)
         assert (at_s is None) == later
         seen.add((epoch, sequence))
@@ -172,8 +176,8 @@ def test_a_streams_time_never_goes_back_and_no_frame_counts_twice(frames: list[t
 
 def test_a_clock_that_is_set_back_does_not_stop_a_streams_time() -> None:
     timeline = Timeline()
-    before = [timeline.place("a", n, 7200 + n / 10) for n in range(3)]
-    after = [timeline.place("a", 3 + n, n / 10) for n in range(3)]
+    before = [timeline.place("a", n, NOON + dt.timedelta(seconds=7200 + n / 10)) for n in range(3)]
+    after = [timeline.place("a", 3 + n, NOON + dt.timedelta(seconds=n / 10)) for n in range(3)]
     steps = np.diff([each for each in (*before, *after) if each is not None])
     assert steps.tolist() == pytest.approx([0.1] * 5)
 

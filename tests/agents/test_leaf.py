@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import gc
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -13,6 +14,7 @@ from contextlib import aclosing
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 from agents.inference.detector import Detector
@@ -56,7 +58,9 @@ def test_every_frame_gets_one_verdict_that_says_who_saw_what(tools: ModuleType, 
     assert finished(items) == dict.fromkeys(range(len(frames)), 1)
     for frame in frames:
         (verdict,) = (v for v in verdicts if v.id == str(frame.id))
-        assert verdict.detections == desk.detector.seen.get(frame.jpeg, Detections())
+        seen = desk.detector.seen.get(frame.jpeg, Detections())
+        assert Detections(msgspec.structs.replace(each, track=None) for each in verdict.detections) == seen
+        assert verdict.seen == hashlib.sha256(seen.to_json().encode()).hexdigest()[:32]
         assert (verdict.source, verdict.captured_at) == (frame.source, frame.captured_at)
         assert (verdict.tier, verdict.site, verdict.rank, verdict.model_digest) == (Tier.LEAF, "leaf-1", 10, desk.detector.digest)
         assert verdict.status is Status.FINAL
@@ -113,12 +117,13 @@ def test_an_alert_has_left_before_anything_else_of_its_frame_is_begun(tools: Mod
     came: list[Any] = []
     at_asking: list[list[tuple[int, str]]] = []
 
-    class Asked:
-        def reason(self, source: str, detections: Detections, alerts: list[Alert]) -> Reason:
-            at_asking.append(story(came))
-            return Reason.ALERT
+    must = desk.cascade.must
 
-    desk.questions.policy = Asked()
+    def asked(now_s: float, size: float) -> None:
+        at_asking.append(story(came))
+        must(now_s, size)
+
+    desk.cascade.must = asked
 
     async def drive() -> None:
         async for item in desk.leaf.work(desk.topic, 0, [desk.record(frame)]):

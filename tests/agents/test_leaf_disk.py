@@ -52,7 +52,7 @@ def test_alerts_and_verdicts_go_on_whatever_is_shed(tools: ModuleType, bench: Ma
 
 
 def test_an_unsure_frame_is_answered_finally_and_says_why(tools: ModuleType, bench: Make) -> None:
-    desk = bench(policy=Policy(unsure_from=0.3, unsure_to=0.9))
+    desk = bench(policy=Policy(mode="everything"))
     frames = [tools.frame("cam", n) for n in range(2)]
     for frame in frames:
         desk.detector.seen[frame.jpeg] = Detections([tools.person(0.5)])

@@ -18,7 +18,6 @@ import simplejpeg
 from onnx import TensorProto, helper, numpy_helper
 
 from agents.cascade.budgets import Budgets
-from agents.cascade.policy import make_policy
 from agents.inference.detector import load
 from agents.inference.images import UndecodableImage
 from agents.ladder import Limits
@@ -152,7 +151,7 @@ class Site:
             self.config,
             self.role,
             self.sight,
-            Questions(self.config, self.role, make_policy(self.config.policy), self.budgets, self.reach),
+            Questions(self.config, self.role, tools.cascade_of(self.config, self.budgets), self.reach, clock=lambda: self.seconds),
             cluster="cluster-1",
             frames_uuid="topic-1",
             clock=self.clock,

@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 LIMIT_S = 60.0
 COMMIT_S = 1.0
 AWAY = {"region": {"bootstrap_servers": "127.0.0.1:9"}, "region_name": "region-1"}
-EVERYTHING = {"inferences_per_s": 10_000.0, "budget_bytes_per_s": 100 << 20, "unsure_from": 0.0, "unsure_to": 1.0}
+EVERYTHING = {"inferences_per_s": 10_000.0, "budget_bytes_per_s": 100 << 20, "mode": "everything"}
 
 
 def questions(reader: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from infra.faults.book import Book
 FRAME = b"\xff\xd8\xff frame"
 SHA = hashlib.sha256(FRAME).hexdigest()
 SEEN = '[["red",0.9,0.0,0.0,0.5,0.5,null]]'
+SEEN_DIGEST = hashlib.sha256(SEEN.encode()).hexdigest()[:32]
 LATER = 100.0
 
 
@@ -26,7 +27,7 @@ def book(evidence: dict[str, str] | None = None) -> Book:
 
 
 def answer(record: str, *, order: str = "1", **fields: Any) -> bytes:
-    base = {"id": record, "source": "cam", "tier": "leaf", "status": "final", "detections": SEEN, "order": order}
+    base = {"id": record, "source": "cam", "tier": "leaf", "status": "final", "detections": SEEN, "order": order, "seen": SEEN_DIGEST}
     return json.dumps({**base, **fields}).encode()
 
 
@@ -103,7 +104,7 @@ def test_verdicts_that_come_twice_are_counted_and_those_that_never_come_are_name
 
 def test_other_detections_other_bytes_and_unknown_records_are_seen() -> None:
     kept = book()
-    kept.verdict("leaf", "verdicts", answer("cam/e/0", detections="[]"), 0, 0, 10)
+    kept.verdict("leaf", "verdicts", answer("cam/e/0", seen="0" * 32), 0, 0, 10)
     kept.frame("cam/e/1", FRAME + b"!", 0, 1)
     kept.result("leaf", answer("cam/e/99"))
     assert (kept.tally.wrong_detections, kept.tally.wrong_bytes, kept.tally.unknown_records) == (1, 1, 1)

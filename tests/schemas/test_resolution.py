@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.detections import Detection, Detections
-from schemas.messages import LEAF_PREFERRED_RANK, MAX_RANK, RANK, Result, Status, Tier, Verdict
+from schemas.messages import LEAF_PREFERRED_RANK, MAX_RANK, RANK, Answer, Result, Status, Tier, Verdict
 from schemas.resolution import clamp, join, order_of, resolve, result_of, unanswered
 
 NOON = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
@@ -110,7 +110,7 @@ def test_reading_back_keeps_the_order(v: Verdict) -> None:
     assert order_of(Verdict.from_bytes(v.to_bytes())) == order_of(v)
     result = result_of(v)
     assert result.order == order_of(v)
-    assert all(getattr(result, name) == getattr(v, name) for name in Verdict.__struct_fields__)
+    assert all(getattr(result, name) == getattr(v, name) for name in Answer.__struct_fields__), "what only verdicts say stays in them"
 
 
 LADDER = [  # each is preferred to those before it

@@ -6,6 +6,7 @@ Verdicts travel in batches that are compressed together; what a batch takes is s
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from collections.abc import Sequence
 
 import cramjam
@@ -63,6 +64,7 @@ def _verdict(frame: int, answer: Detections, fps: float, tier: Tier, model: str)
         model=model,
         model_digest=_DIGEST,
         evidence=_DIGEST if tier is not Tier.LEAF else None,
+        seen=hashlib.sha256(answer.to_json().encode()).hexdigest()[:32] if tier is Tier.LEAF else None,
     )
     head = Envelope(id=value.id, source=SOURCE, type=envelope.VERDICT, time=value.captured_at, sequence=frame).to_headers()
     return value.id.encode() + value.to_bytes() + b"".join(name.encode() + (text or b"") for name, text in head) + bytes(_FRAMING)

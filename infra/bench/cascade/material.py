@@ -27,7 +27,6 @@ from schemas.detections import Detections
 from schemas.errors import Fault
 
 CAMERA_QUALITY = 90
-LOW_SCORE = 0.05  # what the leaf's boxes go down to, so that teaching can raise them
 CLIP_FRAMES, CLIP_CRF = 30, 33
 
 
@@ -124,7 +123,8 @@ def material(
     Parameters
     ----------
     leaf
-        Detectors of the leaf, one for each set of input sides, the configured one first; they tell of boxes from `LOW_SCORE` on.
+        Detectors of the leaf, one for each set of input sides, the configured one first; they tell of
+        faint boxes too (`agents.cascade.stream.FAINT_FROM`).
     cost
         What a look at a set of sides costs, in whatever unit the runs' bound has.
     """
