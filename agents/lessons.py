@@ -24,6 +24,7 @@ from streams.topology import Topic
 log = logging.getLogger("headwater.lessons")
 
 EVERY_S = 60.0
+HAND_OVER_S = 3.0
 LAYOUT = 1  # of what is packed; another one is passed over
 MAX_BYTES = 16 << 20  # unpacked
 _LEVEL = 1  # of zlib
@@ -102,6 +103,15 @@ class Lessons(Service):
             log.warning("what was learned could not be written yet: %s", error, extra={"sources": len(lessons)})
         else:
             log.info("what was learned is written", extra={"sources": len(lessons), "bytes": sum(map(len, packed.values()))})
+
+    def hand_over(self) -> None:
+        """Write what was learned before partitions go to another worker. Called in the consumer's thread, within a rebalance: it waits for
+        a moment, and no longer."""
+        writing = asyncio.run_coroutine_threadsafe(self.write(), self._events)
+        try:
+            writing.result(HAND_OVER_S)
+        except TimeoutError:
+            log.warning("what was learned could not be written before the partitions went")
 
     def restore(self, partitions: Iterable[int]) -> None:
         """Take up what is known of the sources of partitions that came, before their frames. Called in the consumer's thread; without it a

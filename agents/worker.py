@@ -184,6 +184,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         role.group(),
         hot_agent(app, f"{role.group()}.frames", delivery, concurrency=in_flight),
         on_assigned=recall,
+        on_revoked=lambda _: lessons.hand_over(),
         on_lost=explain,
         max_records=8,
         in_flight=in_flight,
