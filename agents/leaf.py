@@ -107,7 +107,7 @@ class Leaf:
         self.verdicts, self.alerts, self.pictures = role.write("verdicts"), role.write("alerts"), role.write("alerts.evidence")
         self.drops = role.write("drops")
         self.rules = AlertRules(config.rules, site=config.name, model_digest=NO_DIGEST, deadline_ms=config.policy.deadline_ms)
-        self.beliefs = Beliefs(questions.cascade)
+        self.beliefs = Beliefs(questions.cascade, sight, clock=questions.clock)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the sources in work
 
     def close(self) -> None:
@@ -126,8 +126,8 @@ class Leaf:
 
     def hear(self, verdict: Verdict) -> None:
         """A region's answer, whoever asked for it: what it teaches if it was us."""
-        if verdict.status is Status.FINAL and self.beliefs.hear(verdict):
-            telemetry.LESSONS.inc()
+        if verdict.status is Status.FINAL:
+            self.beliefs.hear(verdict)
 
     def recall(self, alerts: Iterable[Alert]) -> None:
         """Take in the site's latest alerts, so that frames that are read again after a restart raise no second alert on one event."""
@@ -145,7 +145,7 @@ class Leaf:
             except InvalidFrame as error:
                 rejected.append(Rejected(index, error))
                 continue
-            look = asyncio.wrap_future(self.sight.see(frame.jpeg, partial(self._begin, appended_ms)))
+            look = asyncio.wrap_future(self.sight.see(frame.jpeg, partial(self._begin, appended_ms), self.beliefs.sizes(frame.source)))
             replayed = read_replay(record.headers()).count > 0
             sources.setdefault(frame.source, []).append(_Taken(index, frame, look, appended_ms, replayed))
         ready: Ready = asyncio.Queue(maxsize=256)
@@ -262,7 +262,7 @@ class Leaf:
         verdict = self._verdict(frame, seen, belief, wish, alerted=bool(alerts))
         asked = wish.reason is not None
         if asked:
-            self.beliefs.ask(frame, belief, self.questions)
+            self.beliefs.ask(frame, seen, belief, self.questions.clock())
         await ready.put(Emitted(index, (outputs.answer(self.verdicts, verdict, trace),), finished=not asked and not alerts))
         telemetry.VERDICTS.labels(verdict.status).inc()
         question = None

@@ -59,7 +59,7 @@ class Questions:
         self.shedding = shedding or Unguarded()
         self.asks = config.link is not None and config.policy.mode != "off"
         self.settings, self.cascade, self.budgets, self.reach = config.policy, cascade, cascade.budgets, reach
-        self._clock = clock
+        self.clock = clock
         self.evidence_bytes = 16_000.0  # expected size of one look's evidence; follows what is measured
         self.evidence = Writing(config, role.write("escalations"), role.write("escalations.alerts"))
         self._share = 1.0  # of the site's frames that this process serves, and so of its budgets
@@ -121,15 +121,11 @@ class Questions:
 
     def _reason(self, source: str, view: View | None, alerts: list[Alert], size: float, again: bool) -> Reason | None:
         if alerts:
-            self.cascade.must(self._clock(), size)
+            self.cascade.must(self.clock(), size)
             return Reason.ALERT
         if view is not None:
-            again = self.cascade.wants(source, view, self._clock(), size)
+            again = self.cascade.wants(source, view, self.clock(), size)
         return Reason.UNCERTAIN if again or self.settings.mode == "everything" else None
-
-    def remember(self, source: str, record: str, view: View) -> None:
-        """The region is asked about this frame: its answer is to be held against what is known of it now."""
-        self.cascade.ask(source, record, view, self._clock())
 
     def unjudged(self, source: str) -> float | None:
         """The bytes set aside if the region is to be asked about a frame that nobody here could judge; None if it cannot be: where objects

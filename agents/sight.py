@@ -20,7 +20,9 @@ from agents.inference.detector import Detector, Look
 from agents.inference.engines import EngineFailed, NoEngine
 from agents.inference.images import UndecodableImage
 from agents.ladder import Change, Ladder, Limits
+from agents.pace import Pace
 from agents.pools import Attempt, LimitedPool
+from agents.sizes import BUSY, OtherSizes, Sizes
 from agents.steps import Rung
 from schemas.config import SiteConfig
 from schemas.links import Breaker
@@ -40,6 +42,7 @@ class Seen(NamedTuple):
     model: str
     digest: str
     note: str | None = None
+    sizes: Sizes | None = None  # the set of input sides, where it may be chosen: None for a smaller model
 
 
 class _Broken(Exception):
@@ -61,12 +64,15 @@ class Sight:
         Longest time that 19 of 20 looks may take, any look, and loading a model.
     workers
         Looks at a time.
+    others
+        The detectors at other sets of input sides, of the first choice's model.
     """
 
     def __init__(
         self,
         rungs: Sequence[Rung],
         *,
+        others: OtherSizes | None = None,
         slow_s: float,
         hang_s: float = 5.0,
         load_s: float = 60.0,
@@ -76,6 +82,8 @@ class Sight:
     ) -> None:
         self.rungs = tuple(rungs)
         self.hang_s, self.load_s, self._clock = hang_s, load_s, clock
+        self.others, self.workers, self.slow_s = others, workers, slow_s
+        self._pace = Pace()
         self.ladder = Ladder(len(rungs), limits or Limits(slow_s=slow_s), random.random)
         self._lock = threading.RLock()
         self._loading = [threading.Lock() for _ in rungs]
@@ -120,11 +128,13 @@ class Sight:
 
     # ---- looks
 
-    def see(self, jpeg: bytes, begun: Callable[[], None] = lambda: None) -> Future[Seen | None]:
+    def see(self, jpeg: bytes, begun: Callable[[], None] = lambda: None, sizes: Sizes | None = None) -> Future[Seen | None]:
         """Look at a picture as soon as a thread is free; None if no step works.
 
         Parameters
         ----------
+        sizes
+            The set of input sides to look in, where the first choice's model works and the set can be had; else the configured one.
         begun
             Called in the thread once, when the look begins; what it raises is the answer.
 
@@ -137,12 +147,58 @@ class Sight:
         def look(attempt: Attempt) -> Seen | None:
             if attempt.number == 0:
                 begun()
-            return self._look(jpeg, attempt)
+            return self._look(jpeg, attempt, sizes)
 
         return self._pool.submit(look)
 
-    def _look(self, jpeg: bytes, attempt: Attempt) -> Seen | None:
+    def try_sizes(self, jpeg: bytes, seen: Seen) -> Future[dict[Sizes, Look] | None]:
+        """Look at a frame once more, beside the stream, in every set of sizes that it was not seen in; None if not all can be had."""
+
+        def look(attempt: Attempt) -> dict[Sizes, Look] | None:
+            if attempt.number or self.others is None or seen.sizes is None:
+                return None  # it hung
+            found = {seen.sizes: seen.look}
+            for sizes in self.others.sets:
+                if sizes not in found:
+                    tried = self._look_in(sizes, jpeg, attempt)
+                    if tried is None:
+                        return None
+                    found[sizes] = tried.look
+            return found
+
+        return self._beside.submit(look)
+
+    def at_most_s(self) -> float:
+        """How long a look may take so that frames that come as they do now keep the threads busy for half of the time."""
+        with self._lock:
+            return min(BUSY * self.workers / self._pace.rate(self._clock()), self.slow_s * BUSY)
+
+    def _look_in(self, sizes: Sizes, jpeg: bytes, attempt: Attempt) -> Seen | None:
+        """A look in a set of sizes; None if it cannot be had."""
+        others = self.others
+        if others is None:
+            return None
+        if sizes == others.configured:
+            number, detector = next(((n, each) for n, each in sorted(self._detectors.items()) if self.rungs[n].model == 0), (0, None))
+        else:
+            detector = others.find(sizes)
+            number = -1 - others.index(sizes) if detector is not None else 0
+        if detector is None:
+            return None
+        attempt.within(self.hang_s, number)
+        try:
+            look = detector.look(jpeg)
+        except EngineFailed as error:
+            if number < 0:
+                others.broke(sizes, str(error))
+            return None
+        others.took(sizes, look.stages.total_s)
+        return Seen(look, detector.name, detector.digest, sizes=sizes)
+
+    def _look(self, jpeg: bytes, attempt: Attempt, sizes: Sizes | None) -> Seen | None:
         passed_over: set[int] = set()
+        with self._lock:
+            self._pace.add(self._clock())
         while True:
             with self._lock:
                 number = self.ladder.choose(passed_over)
@@ -150,6 +206,10 @@ class Sight:
             if number is None:
                 self._latest = jpeg
                 return None
+            own = self.others.configured if self.others is not None and self.rungs[number].model == 0 else None
+            if own is not None and sizes is not None and sizes != own and (found := self._look_in(sizes, jpeg, attempt)) is not None:
+                self._latest = jpeg
+                return found._replace(note=note)
             try:
                 detector = self._detector(number, attempt)
                 attempt.within(self.hang_s, number)
@@ -162,8 +222,10 @@ class Sight:
                 with self._lock:
                     self.ladder.took(number, look.stages.total_s, self._clock())
                     self._tell()
+            if own is not None and self.others is not None:
+                self.others.took(own, look.stages.total_s)
             self._latest = jpeg
-            return Seen(look, detector.name, detector.digest, note)
+            return Seen(look, detector.name, detector.digest, note, own)
 
     def _detector(self, number: int, attempt: Attempt) -> Detector:
         """A step's detector, loaded if it is not yet; raises `_Broken`."""
@@ -198,6 +260,10 @@ class Sight:
 
     def _hung(self, number: int) -> None:
         """A look or a loading was given up; called by the pools."""
+        if number < 0 and self.others is not None:
+            self.others.hung(-1 - number, f"a look did not come back within {self.hang_s:g} s")
+            telemetry.HUNG.set(self.stuck)
+            return
         loaded = number in self._detectors
         limit_s = self.hang_s if loaded else self.load_s
         with self._lock:
@@ -239,6 +305,8 @@ class Sight:
                 running = self._beside.submit(partial(self._try, number))
             elif (spare := self._spare()) is not None:
                 running = self._beside.submit(partial(self._load_spare, spare))
+            elif self.others is not None and self.others.waiting and self._step is not None and self._model(self._step) == 0:
+                running = self._beside.submit(self._load_other)
 
     def _try(self, number: int, attempt: Attempt) -> None:
         if attempt.number:
@@ -287,6 +355,15 @@ class Sight:
             self._detector(number, attempt)
         except _Broken as error:
             self._report(number, error, attempt)
+
+    def _load_other(self, attempt: Attempt) -> None:
+        if attempt.number or self.others is None:
+            return  # it hung, and is not tried again
+        attempt.within(self.load_s, -1 - len(self.others.sets))  # none of them
+        self.others.load_next()
+
+    def _model(self, step: int) -> int | None:
+        return self.rungs[step].model if 0 <= step < len(self.rungs) else None
 
     def _watch_files(self) -> None:
         for number, step in enumerate(self.ladder.steps):

@@ -30,6 +30,7 @@ from agents.reach import Reach
 from agents.region import Region
 from agents.resolver import Resolver
 from agents.sight import Sight, slow_limit_s
+from agents.sizes import OtherSizes
 from agents.snapshots import Snapshotter
 from agents.steps import rungs_of
 from schemas.config import SiteConfig
@@ -105,8 +106,11 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     role = topology.role(Role.LEAF)
     clients = Clients(config.kafka, f"{config.name}.leaf")
     info = _existing(clients, role)
+    asks = config.link is not None and config.policy.mode != "off"
+    others = OtherSizes(config, models, faint_from=FAINT_FROM) if asks and config.policy.teach else None
     sight = Sight(
         rungs_of(config, models, FAINT_FROM),
+        others=others,
         slow_s=slow_limit_s(config),
         hang_s=config.engine.hang_ms / 1000,
         load_s=config.engine.load_s,
@@ -121,7 +125,14 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         clock=time.monotonic,
     )
     frames = role.read("frames")
-    cascade = _cascade(config, budgets)
+    cascade = Cascade(  # where nobody is asked nobody teaches, and frames have tracks
+        mode=config.policy.mode if asks else "off",
+        value=VALUES[config.policy.value](),
+        budgets=budgets,
+        choices=[config.detector.sizes] if others is None else others.sets,
+        publish_from=config.detector.min_score,
+        teach=asks and config.policy.teach,
+    )
     reach = Reach()
     guard = _disk_guard(config, topology, clients, sink)
     questions = Questions(config, role, cascade, reach, guard)
@@ -314,19 +325,6 @@ def _alerts_since(clients: Clients, topic: Topic, age_s: float) -> Iterator[Aler
                 yield Alert.from_bytes(record.value)
     except (BrokerUnavailable, ReadRefused, TopicMissing) as error:
         log.warning("the latest alerts could not be read, so one may be raised again: %s", error, extra={"topic": topic.name})
-
-
-def _cascade(config: SiteConfig, budgets: Budgets) -> Cascade:
-    """A leaf's cascade. Where nobody is asked nobody teaches, and frames have tracks."""
-    asks = config.link is not None and config.policy.mode != "off"
-    return Cascade(
-        mode=config.policy.mode if asks else "off",
-        value=VALUES[config.policy.value](),
-        budgets=budgets,
-        choices=[config.detector.sizes],
-        publish_from=config.detector.min_score,
-        teach=asks and config.policy.teach,
-    )
 
 
 def _detector(config: SiteConfig, models: Path) -> Detector:

@@ -174,6 +174,15 @@ class Detector(msgspec.Struct, **_strict):
         tuple[Annotated[int, Meta(ge=32, le=4096)], ...],
         Meta(min_length=1, description="input sides in pixels; with several the detections are united by non-maximum suppression"),
     ] = (224,)
+    compute: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=100,
+            description="a leaf's look may take so many times the pixels of sizes, for a stream that the region's answers show to be "
+            "served better by other sizes, as long as the leaf keeps up (of nanodet-g); 1: sizes always",
+        ),
+    ] = 4.0
     quantized: Annotated[bool, Meta(description="use int8 weights (of nanodet-g)")] = True
     labels: Annotated[str, Meta(description="path of a text file with one class name a line; empty: the 80 classes of COCO")] = ""
     min_score: Annotated[float, Meta(gt=0, lt=1, description="detections below it are not reported")] = 0.25

@@ -96,16 +96,21 @@ class Cascade:
         """The time of a source's frame on the source's own clock; None if it was seen before, and is not to be seen again."""
         return self._source(source).timeline.place(epoch, sequence, captured_at)
 
-    def see(self, source: str, at_s: float, seen: Detections, model: str = "") -> View:
+    def see(self, source: str, at_s: float, seen: Detections, model: str = "", sizes: Sizes | None = None) -> View:
         """Take in what a source's next frame holds.
 
         Parameters
         ----------
         model
-            Which model looked; it is known again by this name.
+            Which model looked, by a name that it is known again by; without one it is whatever looks with the sizes that were asked for.
+        sizes
+            With which of the choices it looked; None: with none of them.
         """
         of = self._source(source)
-        of.stream.look_with(model or _name(of.eyes.chosen), of.eyes.calibrators[of.eyes.chosen])
+        if not model:
+            sizes = of.eyes.chosen
+            model = "+".join(map(str, sizes))
+        of.stream.look_with(model, of.eyes.calibrators.get(sizes) if sizes is not None else None)
         return of.stream.see(at_s, seen)
 
     def answer(self, source: str, view: View) -> Detections:
@@ -158,13 +163,21 @@ class Cascade:
         of.since[key] = now_s - of.asked_at_s
         of.asked_at_s = now_s
         of.stream.ask(key, view)
-        of.trials[key] = {sizes: boxes_of(seen, MOST_BOXES) for sizes, seen in trial.items()} if trial is not None else None
+        of.trials[key] = None
+        if trial is not None:
+            self.tried(source, key, trial)
         while len(of.trials) > len(of.stream.asked):
             oldest = next(iter(of.trials))
             of.trials.pop(oldest), of.since.pop(oldest)
         self._asked[source, key] = None
         while len(self._asked) > ASKED:
             self._forget(*self._asked.popitem(last=False)[0])
+
+    def tried(self, source: str, key: str, trial: Mapping[Sizes, Detections]) -> None:
+        """What a frame that is asked about holds, looked at in every size; for an answer that is still to come."""
+        of = self._source(source)
+        if key in of.trials:
+            of.trials[key] = {sizes: boxes_of(seen, MOST_BOXES) for sizes, seen in trial.items()}
 
     def _forget(self, source: str, key: str) -> None:
         of = self._sources.get(source)
@@ -238,7 +251,3 @@ class Cascade:
         eyes = Eyes(self.choices)
         eyes.allow(self._seconds, self._at_most_s)
         return _Source(Stream(publish_from=self.publish_from, teach=self.teach), eyes, trials={}, since={})
-
-
-def _name(sizes: Sizes) -> str:
-    return "+".join(map(str, sizes))

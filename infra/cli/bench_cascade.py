@@ -140,13 +140,14 @@ def _compare(path: Path | None, asked: _Options) -> Report:
     from agents.cascade.stream import FAINT_FROM
     from agents.inference.detector import Detector as Opened
     from agents.inference.detector import load
+    from agents.sizes import choices, pixels
     from infra import assets
     from infra.assets.models import ready_models
     from infra.bench.cascade import reference
     from infra.bench.cascade.cache import file_digest
     from infra.bench.cascade.labels import read_labels
     from infra.bench.cascade.material import CLIP_CRF, CLIP_FRAMES, Evidence, camera_bytes, footage, material, seen_by
-    from infra.bench.cascade.models import choices, detector_of, pixels
+    from infra.bench.cascade.models import detector_of
     from infra.bench.cascade.report import report
     from infra.bench.cascade.runs import Trial
     from infra.bench.cascade.truths import Video
@@ -159,8 +160,7 @@ def _compare(path: Path | None, asked: _Options) -> Report:
     elif not path.is_file():
         raise CommandFailed(f"there is no video {path}")
     leaf, region = detector_of(asked.leaf), detector_of(asked.region)
-    bound = asked.compute * pixels(leaf.sizes)
-    leaves = [each for each in choices(leaf) if each is leaf or each.sizes == leaf.sizes or pixels(each.sizes) <= bound]
+    leaves = choices(msgspec.structs.replace(leaf, compute=asked.compute))
     judge = detector_of(asked.reference) if asked.reference else region
     models = ready_models([*leaves, region, judge])
 

@@ -140,6 +140,7 @@ def _prepare(config: SiteConfig, create_topics: bool) -> None:
 
 def _ready_models(config: SiteConfig) -> None:
     """The detector, and on a leaf the smaller ones that it goes down to. A leaf starts without any: it stores and forwards."""
+    from agents.sizes import choices
     from agents.steps import models_of
     from infra.assets import AssetUnavailable
     from infra.assets.models import ready_models
@@ -148,7 +149,7 @@ def _ready_models(config: SiteConfig) -> None:
         ready_models([config.detector])
         return
     try:
-        ready_models(models_of(config.detector))
+        ready_models([*models_of(config.detector), *choices(config.detector)])
     except AssetUnavailable as error:
         err.print(f"[yellow]warning[/] not every model is ready, the leaf goes on with those that are: {escape(str(error))}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from agents.sizes import choices
 from agents.steps import models_of
 from infra import assets
 from infra.assets.models import ready_models
@@ -36,7 +37,7 @@ def prepare(video: Path | None, *, say: Callable[[str], None]) -> Ready:
     try:
         if video is None:
             (video,) = assets.fetch(assets.VIDEO)
-        models = ready_models([*models_of(leaf), region])
+        models = ready_models([*models_of(leaf), *choices(leaf), region])
         say("measuring what this machine can carry")
         return Ready(video=video.resolve(), measured=measure(video, leaf, region, models))
     except (assets.AssetUnavailable, CaptureFailed) as error:

@@ -77,7 +77,7 @@ def leaf_site(
         "kafka": {"bootstrap_servers": kafka},
         # no smaller model and no patience lost: the judge holds every answer against this one detector's
         "engine": {"workers": 2, "slow_ms": 600_000, **(engine or {})},
-        "detector": {**workload.leaf, "degrade": False},
+        "detector": {**workload.leaf, "degrade": False, "compute": 1.0},
         "rules": workload.rules,
         "ingress": {"max_age_ms": 86_400_000, "max_frame_bytes": 1 << 20, **(ingress or {})},
         "policy": {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from infra.bench.cascade.matching import match
-from infra.bench.cascade.models import UnknownModel, choices, detector_of, pixels
+from infra.bench.cascade.models import UnknownModel, detector_of
 from infra.bench.cascade.oracle import greedy
 from infra.bench.cascade.reference import truths
 from infra.bench.cascade.runs import LEAF, ORACLE, RANDOM, REGION, UNIFORM
@@ -138,14 +138,6 @@ def test_models_are_named_by_file_sizes_and_precision() -> None:
         detector_of("nanodet-g@7")
     with pytest.raises(UnknownModel, match="nowhere"):
         detector_of("nowhere.toml")
-
-
-def test_a_model_of_our_own_has_choices_and_another_has_none() -> None:
-    own = choices(detector_of("nanodet-g@224:int8"))
-    assert [each.sizes for each in own] == [(224,), (320,), (416,), (224, 320), (224, 416), (320, 416)]
-    other = detector_of("model.onnx@640")
-    assert choices(other) == [other]
-    assert pixels((320,)) == 320 * 320
 
 
 def test_a_run_travels_as_json(scene: Material) -> None:

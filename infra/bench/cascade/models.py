@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import combinations
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,6 @@ from schemas.faults import faults
 
 _SPEC = re.compile(r"(?P<model>.+?)(?:@(?P<sizes>\d+(?:\+\d+)*))?(?::(?P<form>int8|fp32))?\Z")
 _SMALLEST, _LARGEST = 160, 640
-LADDER = (224, 320, 416)  # input sides that our own model's choices are made of
 
 
 class UnknownModel(Fault, ValueError):
@@ -42,19 +40,3 @@ def detector_of(spec: str) -> Detector:
     if wrong := [*faults(tree, Detector)]:
         raise UnknownModel(f"model {spec!r}: {'; '.join(wrong)}")
     return msgspec.convert(tree, Detector)
-
-
-def choices(leaf: Detector) -> list[Detector]:
-    """The leaf's detector as it is configured, and those at other sets of input sides that it may choose: each of `LADDER` and each pair.
-    A model that takes one input size has no other."""
-    own = Detector().model
-    if leaf.model != own:
-        return [leaf]
-    sides = sorted({*LADDER, *leaf.sizes})
-    sets = [leaf.sizes, *((side,) for side in sides), *combinations(sides, 2)]
-    return [msgspec.structs.replace(leaf, sizes=each) for each in dict.fromkeys(sets)]
-
-
-def pixels(sizes: tuple[int, ...]) -> float:
-    """What a look costs, in pixels of input: the time of a look grows with them, on every machine alike."""
-    return float(sum(side * side for side in sizes))
