@@ -57,6 +57,10 @@ class AlertRules:
         self._last: OrderedDict[tuple[str, str], int] = OrderedDict()  # by source and epoch
         self._raised: OrderedDict[str, Alert] = OrderedDict()
 
+    def of(self, source: str) -> list[tuple[Rule, Zone]]:
+        """The rules that apply to a source."""
+        return [(rule, zone) for rule, zone in self.rules if not rule.sources or source in rule.sources]
+
     def recall(self, alerts: Iterable[Alert]) -> None:
         """Take in alerts that were raised before this process began, in any of their states and in the order of their topic: what is judged
         again after a restart raises the same ones, and no others. May be called from any thread."""

@@ -60,13 +60,13 @@ class Beliefs:
             self.cascade.allow(self.sight.others.seconds(), self.sight.at_most_s())
         return self.cascade.sizes(source)
 
-    def about(self, frame: Frame, seen: Seen, *, replayed: bool = False) -> Belief:
+    def about(self, frame: Frame, seen: Seen) -> Belief:
         """What to answer to a frame; of one source they come in their order."""
         record = str(frame.id)
         known = self._latest.get(record)
         if known is not None:
             return Belief(known, None, record in self._asked)
-        at_s = None if replayed else self.cascade.place(frame.source, frame.id.stream, frame.id.sequence, frame.captured_at)
+        at_s = None if frame.replays else self.cascade.place(frame.source, frame.id.stream, frame.id.sequence, frame.captured_at)
         if at_s is None:
             return Belief(seen.look.detections)
         view = self.cascade.see(frame.source, at_s, _faint(seen.look), seen.digest, seen.sizes)

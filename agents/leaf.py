@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from agents.alerts import AlertRules
+from agents.audits import Audits
 from agents.beliefs import Belief, Beliefs
 from agents.inference.images import UndecodableImage
 from agents.questions import Question, Questions, Wish, ids
@@ -29,7 +30,6 @@ from schemas.detections import Detections
 from schemas.frames import Frame, InvalidFrame, Origin, read_frame
 from schemas.intervals import Intervals
 from schemas.messages import RANK, Alert, Control, Drop, Reason, Status, Tier, Verdict
-from schemas.replays import read_replay
 from streams import outputs, telemetry
 from streams.delivery import Emitted, Rejected
 from streams.disk import REASON, SHED
@@ -62,7 +62,6 @@ class _Taken(msgspec.Struct, frozen=True):
     frame: Frame
     look: asyncio.Future[Seen | None]
     appended_ms: int
-    replayed: bool
 
 
 class _Failed(msgspec.Struct, frozen=True):
@@ -108,6 +107,7 @@ class Leaf:
         self.drops = role.write("drops")
         self.rules = AlertRules(config.rules, site=config.name, model_digest=NO_DIGEST, deadline_ms=config.policy.deadline_ms)
         self.beliefs = Beliefs(questions.cascade, sight, clock=questions.clock)
+        self.audits = Audits(config.audit, questions.budgets, self.rules.of, clock=questions.clock)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the sources in work
 
     def close(self) -> None:
@@ -128,6 +128,7 @@ class Leaf:
         """A region's answer, whoever asked for it: what it teaches if it was us."""
         if verdict.status is Status.FINAL:
             self.beliefs.hear(verdict)
+            self.audits.heard(verdict)
 
     def recall(self, alerts: Iterable[Alert]) -> None:
         """Take in the site's latest alerts, so that frames that are read again after a restart raise no second alert on one event."""
@@ -146,8 +147,7 @@ class Leaf:
                 rejected.append(Rejected(index, error))
                 continue
             look = asyncio.wrap_future(self.sight.see(frame.jpeg, partial(self._begin, appended_ms), self.beliefs.sizes(frame.source)))
-            replayed = read_replay(record.headers()).count > 0
-            sources.setdefault(frame.source, []).append(_Taken(index, frame, look, appended_ms, replayed))
+            sources.setdefault(frame.source, []).append(_Taken(index, frame, look, appended_ms))
         ready: Ready = asyncio.Queue(maxsize=256)
         # Their first steps run in this order and before those of later batches: so each source's turns are taken in order.
         tasks = [asyncio.ensure_future(self._finish(source, taken, ready)) for source, taken in sources.items()]
@@ -250,7 +250,7 @@ class Leaf:
     async def _answer(self, taken: _Taken, seen: Seen, ready: Ready) -> Rest | None:
         """Put a frame's alerts, verdict and pictures; returns what is to follow them, beside the frames that come next."""
         index, frame, trace = taken.index, taken.frame, taken.frame.traceparent
-        belief = self.beliefs.about(frame, seen, replayed=taken.replayed)
+        belief = self.beliefs.about(frame, seen)
         detections = belief.detections
         telemetry.observe_stages({**seen.look.stages._asdict(), "look": seen.look.stages.total_s})
         alerts = self.rules.judge(frame, detections, seen.digest, age_s=self.clock.age_s(taken.appended_ms))
@@ -258,16 +258,20 @@ class Leaf:
             await ready.put(Emitted(index, tuple(outputs.alert(self.alerts, alert, trace) for alert in alerts), finished=False))
             await asyncio.sleep(0)  # they leave before anything slower is begun
             telemetry.ALERTS.labels("raised").inc(len(alerts))
-        wish = self.questions.about(frame.source, belief.view, alerts, again=belief.asked)
+        drawn = self._drawn(frame)
+        wish = self.questions.about(frame.source, belief.view, alerts, again=belief.asked, audited=drawn is not None)
         verdict = self._verdict(frame, seen, belief, wish, alerted=bool(alerts))
         asked = wish.reason is not None
         if asked:
             self.beliefs.ask(frame, seen, belief, self.questions.clock())
+        if drawn is not None and belief.view is not None:
+            self.audits.asked(verdict, drawn, otherwise=wish.otherwise, sent=asked)
         await ready.put(Emitted(index, (outputs.answer(self.verdicts, verdict, trace),), finished=not asked and not alerts))
         telemetry.VERDICTS.labels(verdict.status).inc()
         question = None
         if wish.reason is not None:
-            question = Question(frame, verdict, wish.reason, ids(alerts), wish.reserved_bytes, seen.look.watched)
+            rate = drawn if wish.reason is Reason.AUDIT else None
+            question = Question(frame, verdict, wish.reason, ids(alerts), wish.reserved_bytes, seen.look.watched, rate)
         kept = alerts if self.questions.shedding.allows("alerts.evidence") else []
         if kept and self.config.redact:
             return self._show(taken, kept, seen, question, ready)
@@ -278,6 +282,12 @@ class Leaf:
             return self._escalate(taken, question, ready)
         telemetry.STAGE_SECONDS.labels("record").observe(self.clock.age_s(taken.appended_ms))
         return None
+
+    def _drawn(self, frame: Frame) -> float | None:
+        """The rate by which a frame is in the audit sample; None if it is not, or nobody judges it."""
+        if not self.questions.asks or frame.replays:
+            return None
+        return self.audits.draw(frame.source, str(frame.id), self.questions.evidence_bytes)
 
     async def _show(self, taken: _Taken, alerts: list[Alert], seen: Seen, question: Question | None, ready: Ready) -> None:
         """Put the pictures of alerts with what may not be seen in them covered, then what is asked."""

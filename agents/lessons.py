@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import msgspec
 from mode import Service
 
+from agents.audits import Audits, Kept
 from agents.cascade.cascade import Cascade, Lesson
 from streams import outputs
 from streams.clients import BrokerUnavailable, Clients
@@ -34,17 +35,18 @@ _HEADERS_BYTES = 4 << 10
 class _Packed(msgspec.Struct, frozen=True):
     layout: int
     lesson: Lesson
+    audits: list[Kept]
 
 
 _decoder = msgspec.msgpack.Decoder(_Packed)
 _layout = msgspec.msgpack.Decoder(msgspec.defstruct("_Layout", [("layout", int)]))
 
 
-def pack(lesson: Lesson) -> bytes:
-    return zlib.compress(msgspec.msgpack.encode(_Packed(LAYOUT, lesson)), _LEVEL)
+def pack(lesson: Lesson, audits: list[Kept]) -> bytes:
+    return zlib.compress(msgspec.msgpack.encode(_Packed(LAYOUT, lesson, audits)), _LEVEL)
 
 
-def unpack(data: bytes) -> Lesson:
+def unpack(data: bytes) -> tuple[Lesson, list[Kept]]:
     """What `pack` gave; raises `ValueError` if it is anything else."""
     try:
         unpacker = zlib.decompressobj()
@@ -53,7 +55,8 @@ def unpack(data: bytes) -> Lesson:
             raise ValueError(f"it is cut, or larger than {MAX_BYTES} bytes")
         if (layout := _layout.decode(plain).layout) != LAYOUT:  # type: ignore[attr-defined]
             raise ValueError(f"its layout is {layout}: expected {LAYOUT}")
-        return _decoder.decode(plain).lesson
+        packed = _decoder.decode(plain)
+        return packed.lesson, packed.audits
     except (zlib.error, msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
@@ -69,8 +72,11 @@ class Lessons(Service):
         What a process that is killed has learned within this time is lost.
     """
 
-    def __init__(self, clients: Clients, topic: Topic, sink: Sink, cascade: Cascade, *, site: str, every_s: float = EVERY_S) -> None:
-        self.clients, self.topic, self.sink, self.cascade, self.site, self.every_s = clients, topic, sink, cascade, site, every_s
+    def __init__(
+        self, clients: Clients, topic: Topic, sink: Sink, cascade: Cascade, audits: Audits, *, site: str, every_s: float = EVERY_S
+    ) -> None:
+        self.clients, self.topic, self.sink, self.site, self.every_s = clients, topic, sink, site, every_s
+        self.cascade, self.audits = cascade, audits
         super().__init__()
 
     async def on_start(self) -> None:
@@ -91,7 +97,8 @@ class Lessons(Service):
         if not lessons:
             return
         try:
-            packed = await asyncio.to_thread(lambda: {source: pack(lesson) for source, lesson in lessons.items()})
+            audits = {source: self.audits.dump(source) for source in lessons}
+            packed = await asyncio.to_thread(lambda: {source: pack(lesson, audits[source]) for source, lesson in lessons.items()})
             now, room = dt.datetime.now(dt.UTC), self.topic.max_message_bytes - _HEADERS_BYTES
             for source in [source for source, data in packed.items() if len(data) > room]:
                 log.warning(
@@ -125,7 +132,7 @@ class Lessons(Service):
                         found[key.decode(errors="replace")] = value
         except BrokerUnavailable as error:
             log.warning("what was learned could not be read back: %s", error)
-        lessons: dict[str, Lesson] = {}
+        lessons: dict[str, tuple[Lesson, list[Kept]]] = {}
         for source, data in found.items():
             try:
                 lessons[source] = unpack(data)
@@ -133,10 +140,11 @@ class Lessons(Service):
                 log.warning("what was learned of a source is not used: %s", error, extra={"record": source})
         self._events.call_soon_threadsafe(self._recall, lessons)
 
-    def _recall(self, lessons: dict[str, Lesson]) -> None:
+    def _recall(self, lessons: dict[str, tuple[Lesson, list[Kept]]]) -> None:
         """On the event loop, which has its turn before the frames that are handed over later."""
         taken = 0
-        for source, lesson in lessons.items():
+        for source, (lesson, audits) in lessons.items():
+            self.audits.load(source, audits)
             try:
                 taken += self.cascade.recall(source, lesson)
             except ValueError as error:

@@ -28,13 +28,15 @@ from streams.topology import RoleView
 
 class Wish(msgspec.Struct, frozen=True):
     """What is made of a frame: whether a look is wanted, the reason if it is asked for, and whether the region is away, so that what is
-    decided here holds. `shed`: it is not asked for since the disk is low."""
+    decided here holds. `shed`: it is not asked for since the disk is low. `otherwise`: an audited frame would have been asked about in any
+    case."""
 
     wanted: bool
     reason: Reason | None
     away: bool
     reserved_bytes: float
     shed: bool = False
+    otherwise: bool = False
 
 
 class Questions:
@@ -94,10 +96,11 @@ class Questions:
 
     # ---- whether to ask
 
-    def about(self, source: str, view: View | None, alerts: list[Alert], *, again: bool = False) -> Wish:
+    def about(self, source: str, view: View | None, alerts: list[Alert], *, again: bool = False, audited: bool = False) -> Wish:
         """Whether the region is to be asked about a frame; charges the budgets if so.
 
-        While the region is away frames of alerts are kept for it all the same, and for `policy.away_backlog_s` what is unsure too.
+        While the region is away frames of alerts and of the audit sample are kept for it all the same, and for `policy.away_backlog_s` what
+        is unsure too.
 
         Parameters
         ----------
@@ -108,16 +111,21 @@ class Questions:
         """
         size = self.evidence_bytes
         reason = self._reason(source, view, alerts, size, again) if self.asks else None
+        otherwise = reason is not None
+        if audited and self.asks and reason is not Reason.ALERT:
+            if not otherwise:
+                self.cascade.must(self.clock(), size)
+            reason = Reason.AUDIT
         away_s = self.reach.away_s() if self.asks and self.settings.region_away == "final" else None
         wanted = reason is not None
-        if away_s is not None and reason not in (None, Reason.ALERT) and away_s > self.settings.away_backlog_s:
+        if away_s is not None and reason is Reason.UNCERTAIN and away_s > self.settings.away_backlog_s:
             telemetry.DECLINED.labels("away").inc()
             reason = None
         shed = reason is not None and not self.shedding.allows("escalations.alerts" if reason is Reason.ALERT else "escalations")
         if shed:
             telemetry.DECLINED.labels("disk").inc()
             reason = None
-        return Wish(wanted, self._afforded(reason, size), away_s is not None, size, shed)
+        return Wish(wanted, self._afforded(reason, size), away_s is not None, size, shed, otherwise)
 
     def _reason(self, source: str, view: View | None, alerts: list[Alert], size: float, again: bool) -> Reason | None:
         if alerts:

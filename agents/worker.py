@@ -28,6 +28,7 @@ from agents.lessons import Lessons
 from agents.questions import Questions
 from agents.reach import Reach
 from agents.region import Region
+from agents.reports import Reports
 from agents.resolver import Resolver
 from agents.sight import Sight, slow_limit_s
 from agents.sizes import OtherSizes
@@ -136,7 +137,6 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     reach = Reach()
     guard = _disk_guard(config, topology, clients, sink)
     questions = Questions(config, role, cascade, reach, guard)
-    lessons = Lessons(clients, role.read("lessons"), sink, cascade, site=config.name)
     in_flight = 4 + questions.held_batches
     leaf = Leaf(
         config,
@@ -147,6 +147,8 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         frames_uuid=info.topics[frames.name][0],
         clock=sink.clock,
     )
+    lessons = Lessons(clients, role.read("lessons"), sink, cascade, leaf.audits, site=config.name)
+    reports = Reports(leaf.audits, sink, role.write("accuracy"))
     app = make_app(config, role, folder)
 
     async def heed(record: ColdRecord) -> None:
@@ -203,7 +205,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     )
     if guard is not None:
         guard.leads = lambda: (frames.name, 0) in source.assigned  # of several workers one makes room
-    return _run(app, sink, leaf, quarantine, lessons, source, hearing, _same(clients, info, [frames]), *filter(None, [guard]))
+    return _run(app, sink, leaf, quarantine, lessons, reports, source, hearing, _same(clients, info, [frames]), *filter(None, [guard]))
 
 
 def run_region(config: SiteConfig, folder: Path, models: Path) -> int:

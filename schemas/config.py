@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, field
 
 from schemas.config_cascade import MAX_BYTES
+from schemas.config_cascade import Audit as Audit
 from schemas.config_cascade import Evidence as Evidence
 from schemas.config_cascade import Policy as Policy
 from schemas.config_cascade import Redact as Redact
@@ -290,6 +291,7 @@ class SiteConfig(msgspec.Struct, **_strict):
     shared_zones: tuple[SharedZone, ...] = ()
     incidents: Incidents = field(default_factory=Incidents)
     policy: Policy = field(default_factory=Policy)
+    audit: Audit = field(default_factory=Audit)
     evidence: Evidence = field(default_factory=Evidence)
     redact: tuple[Redact, ...] = ()
     link: Link | None = None

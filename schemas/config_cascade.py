@@ -68,6 +68,21 @@ class Policy(msgspec.Struct, **_strict):
     ] = 600.0
 
 
+class Audit(msgspec.Struct, **_strict):
+    """The sample that the region judges whatever the leaf thinks, so that what is measured on it is true of all frames."""
+
+    rate: Annotated[
+        float, Meta(ge=0, le=1, description="share of the frames; less where it would take more than half of a budget; 0: none")
+    ] = 0.01
+    salt: Annotated[
+        str, Meta(min_length=1, max_length=128, description="draws the sample; the same in a whole fleet, another one draws another sample")
+    ] = "headwater"
+    risk: Annotated[
+        float,
+        Meta(gt=0, lt=1, description="share of the answers called sure that the region may disagree with; tells from which confidence on"),
+    ] = 0.05
+
+
 class Evidence(msgspec.Struct, **_strict):
     """In which form a frame goes to the region: as a picture of its own, at once, or with others of its source in a clip (H.264), which
     takes a quarter of the bytes and less, and makes each frame wait for the clip's end."""

@@ -190,6 +190,7 @@ class Asked(Record, frozen=True, kw_only=True):
             raise InvalidRecord(f"Asked.detections: {error}") from None
 
 
+MAX_TTL_S = 30 * 86_400.0  # how long a question may be worth sending; an audit's is so long
 CLIP = "video/h264"  # content type of evidence: raw H.264 (Annex B), one frame a record. A JPEG's is `schemas.envelope.JPEG`
 
 
@@ -198,7 +199,7 @@ class Escalation(Record, frozen=True, kw_only=True):
     it is bound to `MAX_ESCALATION_BYTES`, and, unlike values that sinks read, nests what it asks about as plain JSON.
 
     `content_type` says what the evidence is: a JPEG, of one record, or a `CLIP`, whose n-th frame is that of the n-th record. Of a reader
-    that knows neither it is refused."""
+    that knows neither it is refused. `audit_rate` is the share of all records that the sample is, which these were drawn into."""
 
     max_bytes: ClassVar[int] = MAX_ESCALATION_BYTES
 
@@ -210,8 +211,9 @@ class Escalation(Record, frozen=True, kw_only=True):
     evidence: Digest
     content_type: Name
     deadline_ms: Count
-    ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)]
+    ttl_s: Annotated[float, Meta(gt=0, le=MAX_TTL_S)]
     alerts: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    audit_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
 
     def check(self) -> None:
         for asked in self.records:

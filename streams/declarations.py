@@ -46,6 +46,15 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact",
     )
     yield make(
+        "accuracy",
+        "source/model",
+        "Accuracy",
+        [_L],
+        [_X],
+        "how accurate the answers to each source are, measured on the audit sample",
+        cleanup="compact",
+    )
+    yield make(
         "results",
         "record id",
         "Result",

@@ -8,6 +8,7 @@ import msgspec
 
 from schemas import envelope
 from schemas.accounts import AccountPast, AccountSet
+from schemas.accuracy import Accuracy
 from schemas.envelope import Envelope, Headers
 from schemas.frames import Frame
 from schemas.identity import RecordId
@@ -76,6 +77,14 @@ def snapshot(topic: Topic, value: Snapshot, site: str, now: dt.datetime) -> Outp
     """What makes a snapshot hold: written when all of its parts are on the broker."""
     headers = Envelope(id=f"{site}/{value.digest}", source=site, type=envelope.SNAPSHOT, time=now).to_headers()
     return Output(topic, site, SNAPSHOT_KEY, value.to_bytes(), headers, at=value.partition)
+
+
+def accuracy(topic: Topic, value: Accuracy) -> Output:
+    """How accurate a model's answers to a source are, keyed by both."""
+    key = f"{value.source}/{value.model_digest[:16]}"
+    name = f"{value.site}/{key}/{value.until.isoformat()}"
+    headers = Envelope(id=name, source=value.source, type=envelope.ACCURACY, time=value.until).to_headers()
+    return Output(topic, value.source, key, value.to_bytes(), headers)
 
 
 def lesson(topic: Topic, source: str, value: bytes, site: str, now: dt.datetime) -> Output:

@@ -34,6 +34,13 @@ ESCALATION_BYTES = Counter("headwater_escalation_bytes_total", "Bytes of evidenc
 REPEATED = Counter("headwater_escalations_repeated_total", "Questions that came again, and were not judged again.")
 DECLINED = Counter("headwater_escalations_declined_total", "Looks that were wanted and not asked for, by what forbade them.", ["budget"])
 LESSONS = Counter("headwater_lessons_total", "Answers of the region that the leaf has learned from.")
+AUDITS = Counter("headwater_audits_total", "Frames of the audit sample: asked, judged, missing (they could not be asked).", ["outcome"])
+ACCURACY = Gauge(
+    "headwater_live_accuracy",
+    "Precision, recall and F1 of the leaf's answers and of the results against the region, over all sources; value, low and high (95 %).",
+    ["answers", "measure", "bound"],
+)
+AUDITED = Gauge("headwater_live_accuracy_frames", "Judged frames of the audit sample that it rests on.")
 LOOK_THRESHOLD = Gauge("headwater_look_threshold", "What a look must be worth at present for the region to be asked.")
 LAG = Gauge("headwater_lag_records", "Records on the broker that this process has not finished.", ["topic"])
 IN_FLIGHT = Gauge("headwater_batches_in_flight", "Batches handed over and not finished.")

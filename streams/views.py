@@ -14,6 +14,7 @@ import simplejpeg
 
 from schemas import envelope as names
 from schemas.accounts import AccountPast, AccountSet
+from schemas.accuracy import Accuracy
 from schemas.envelope import Envelope, InvalidEnvelope, check_bounds
 from schemas.identity import InvalidIdentity, source_of_key
 from schemas.incidents import Incident
@@ -43,6 +44,7 @@ _BY_TOPIC: dict[str, type[Record]] = {
     "Decision": Decision,
     "LinkHold": LinkHold,
     "Incident": Incident,
+    "Accuracy": Accuracy,
 }
 _BY_TYPE: dict[str, type[Record]] = {
     names.VERDICT: Verdict,
@@ -57,6 +59,7 @@ _BY_TYPE: dict[str, type[Record]] = {
     names.DECISION: Decision,
     names.LINK_HOLD: LinkHold,
     names.INCIDENT: Incident,
+    names.ACCURACY: Accuracy,
     names.SNAPSHOT: Snapshot,
     names.ACCOUNT: AccountSet,
     names.ACCOUNT_PAST: AccountPast,

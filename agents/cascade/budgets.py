@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from schemas.messages import Reason
@@ -14,9 +14,9 @@ Budget = Literal["bytes", "inferences"]
 class Budgets:
     """Both budgets of a site.
 
-    An alert's frame may use all that is saved up and run into debt by as much again; anything else must leave a quarter in hand, so that
-    an alert finds something to spend. Over time neither budget is passed. A look that costs more than may be saved up is allowed when the
-    bucket is full, so that a small budget buys few looks and not none; a rate of 0 buys none.
+    An alert's frame may use all that is saved up and run into debt by as much again, an audited one all that is saved up; anything else
+    must leave a quarter in hand, so that these find something to spend. Over time neither budget is passed. A look that costs more than may
+    be saved up is allowed when the bucket is full, so that a small budget buys few looks and not none; a rate of 0 buys none.
 
     Parameters
     ----------
@@ -25,6 +25,7 @@ class Budgets:
     """
 
     RESERVE = 0.25
+    FLOORS: Mapping[Reason, float] = {Reason.ALERT: -1.0, Reason.AUDIT: 0.0}  # shares of what may be saved up
 
     def __init__(self, *, bytes_per_s: float, inferences_per_s: float, burst_s: float, clock: Callable[[], float]) -> None:
         self.bytes = TokenBucket(rate=bytes_per_s, burst_s=burst_s, clock=clock)
@@ -34,7 +35,7 @@ class Budgets:
         """Which budget does not allow a look of that many bytes now, or None if both do."""
         bounds: tuple[tuple[Budget, TokenBucket, float], ...] = (("bytes", self.bytes, size), ("inferences", self.inferences, 1.0))
         for name, bucket, cost in bounds:
-            floor = -bucket.capacity if reason is Reason.ALERT else self.RESERVE * bucket.capacity
+            floor = self.FLOORS.get(reason, self.RESERVE) * bucket.capacity
             if bucket.rate <= 0 or bucket.level() - cost < min(floor, bucket.capacity - cost):
                 return name
         return None

@@ -37,8 +37,8 @@ from agents.sight import Sight
 from agents.steps import Rung
 from infra import assets
 from infra.assets.models import ready_models, video_frames
+from schemas.config import Audit, Engine, Kafka, Link, SiteConfig, parse
 from schemas.config import Detector as DetectorConfig
-from schemas.config import Engine, Kafka, Link, SiteConfig, parse
 from schemas.detections import Detection, Detections
 from schemas.frames import Frame
 from schemas.identity import RecordId
@@ -225,8 +225,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def leaf_site(**fields: Any) -> SiteConfig:
-    """A leaf with a region, unless `link=None` is given."""
-    return SiteConfig(**{"name": "leaf-1", "tier": "leaf", "link": Link(region_name="region-1"), **fields})
+    """A leaf with a region, unless `link=None` is given; nothing is audited by chance."""
+    return SiteConfig(**{"name": "leaf-1", "tier": "leaf", "link": Link(region_name="region-1"), "audit": Audit(rate=0.0), **fields})
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> bytes:

@@ -16,6 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.audits import Doubt, Kept
+from agents.cascade.accuracy import Judged
+from agents.cascade.agreement import Counts
 from agents.cascade.budgets import Budgets
 from agents.cascade.cascade import Cascade, Lesson
 from agents.cascade.values import ExpectedGain
@@ -44,7 +47,8 @@ def lesson() -> Lesson:
 
 def test_a_lesson_comes_back_as_it_was() -> None:
     known = lesson()
-    assert unpack(pack(known)) == known
+    kept = [Kept("m", "d", "leaf-1", [Judged("cam/e/0", 1.0, 0.5, Counts(1, 2, 3))], {"cam/e/0": Doubt(0.5, True, [0.5], [False])})]
+    assert unpack(pack(known, kept)) == (known, kept)
 
 
 @given(st.binary(max_size=200))
@@ -57,10 +61,10 @@ def test_what_is_no_lesson_is_refused(data: bytes) -> None:
 @given(st.data())
 def test_a_lesson_that_was_damaged_is_refused_or_the_same(data: st.DataObject) -> None:
     known = lesson()
-    packed = bytearray(pack(known))
+    packed = bytearray(pack(known, []))
     packed[data.draw(st.integers(0, len(packed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with contextlib.suppress(ValueError):
-        assert unpack(bytes(packed)) == known
+        assert unpack(bytes(packed)) == (known, [])
 
 
 def test_another_layout_and_what_unpacks_to_too_much_are_refused() -> None:

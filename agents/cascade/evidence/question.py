@@ -55,6 +55,7 @@ def ask(
     deadline_ms: int,
     ttl_s: float,
     alerts: Iterable[str] = (),
+    audit_rate: float | None = None,
 ) -> Escalation:
     """The question that goes with evidence of one or several records of a source, in the order that they have in it."""
     digest = content_digest(evidence)
@@ -69,4 +70,5 @@ def ask(
         deadline_ms=deadline_ms,
         ttl_s=ttl_s,
         alerts=tuple(alerts)[:_ALERTS],
+        audit_rate=audit_rate,
     )

@@ -29,7 +29,7 @@ from schemas.config_cascade import MAX_CLIP_SIDE
 from schemas.detections import Detection
 from schemas.envelope import JPEG
 from schemas.frames import Frame
-from schemas.messages import CLIP, Asked, Control, Escalation, Reason, Verdict
+from schemas.messages import CLIP, MAX_TTL_S, Asked, Control, Escalation, Reason, Verdict
 from streams import outputs, telemetry
 from streams.sink import Output
 from streams.topology import Topic
@@ -50,6 +50,7 @@ class Question(msgspec.Struct, frozen=True):
     alerts: tuple[str, ...]
     reserved_bytes: float
     watched: Sequence[Detection] | None = None
+    audit_rate: float | None = None  # with the reason `audit`
 
 
 class _Part(NamedTuple):
@@ -190,8 +191,9 @@ class Writing:
             site=self.site,
             reason=question.reason,
             deadline_ms=self.policy.deadline_ms,
-            ttl_s=self.policy.ttl_s,
+            ttl_s=self.policy.ttl_s if question.audit_rate is None else MAX_TTL_S,
             alerts=question.alerts,
+            audit_rate=question.audit_rate,
         )
         topic = self._urgent if question.reason is Reason.ALERT else self._ordinary
         output = outputs.escalation(topic, asking, evidence, parts[0].traceparent)
