@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import msgspec
 import numpy as np
 
 from infra.demo.observer import Line, SeenAlert, SeenAnswer, SeenVerdict, Trouble
+from infra.demo.scrape import Scrape
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +27,44 @@ class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
             return None
         p50, p95, p99 = np.percentile(np.asarray(values), (50, 95, 99))
         return cls(p50=round(float(p50), 1), p95=round(float(p95), 1), p99=round(float(p99), 1), frames=frames or len(values))
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """A share that was measured on a sample: in truth it lies from `low` to `high` with a probability of .95."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """F1 of the leaf's answers and of the results against the region, on the frames of the audit sample; None where they are too few."""
+
+    frames: int
+    leaf_f1: Share | None
+    results_f1: Share | None
+
+    @classmethod
+    def of(cls, agent: Scrape | None) -> Accuracy | None:
+        """As the leaf's metrics say; None if it has said nothing yet."""
+        if agent is None or not (frames := int(agent.total("headwater_live_accuracy_frames"))):
+            return None
+
+        def share(answers: str) -> Share | None:
+            bounds = {
+                name: agent.total("headwater_live_accuracy", answers=answers, measure="f1", bound=name) for name in ("value", "low", "high")
+            }
+            return None if any(map(math.isnan, bounds.values())) else Share(**bounds)
+
+        return cls(frames=frames, leaf_f1=share("leaf"), results_f1=share("results"))
+
+    def __str__(self) -> str:
+        if self.leaf_f1 is None or self.results_f1 is None:
+            return f"not known yet: {self.frames} frames were judged"
+        return f"F1 {self.leaf_f1} leaf, {self.results_f1} results, against the region on {self.frames} audited frames"
 
 
 class Tally:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from infra.demo.figures import Percentiles
+from infra.demo.figures import Accuracy, Percentiles
 from infra.demo.machine import Measured
 from infra.demo.scenario import Demo
 from streams.account import Account
@@ -46,7 +46,8 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A demo run in figures. `failures` says which promises were not kept; empty is a success."""
+    """A demo run in figures. `region_load` is the share of the looks it can take that the region was asked for; `failures` says which
+    promises were not kept; empty is a success."""
 
     seconds: float
     cameras: int
@@ -62,6 +63,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     first_answer_after_outage_s: float | None
     wire: Wire
     looks: Looks
+    region_load: float
+    accuracy: Accuracy | None
     account: Account
     engine: str
     measured: Measured
@@ -105,6 +108,8 @@ def report(demo: Demo, account: Account) -> Report:
             added=sum(answer.added for answer in answers),
             removed=sum(answer.removed for answer in answers),
         ),
+        region_load=round(len(answers) / plan.seconds / plan.measured.inferences_per_s, 3),
+        accuracy=Accuracy.of(agent),
         account=account,
         engine=plan.measured.engine,
         measured=plan.measured,

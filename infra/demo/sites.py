@@ -11,6 +11,7 @@ from infra.kafka.ports import free_port
 
 LEAF, REGION = "demo-leaf", "demo-region"
 DEADLINE_MS = 5_000
+AUDIT_RATE = 0.05  # of the frames, as far as half of the budgets allows: a demo is short
 REGION_SIZES = (224, 320, 416, 512)
 
 # Where people stand in the pedestrian square of the demo video, in shares of the picture; any other video has people somewhere too.
@@ -37,6 +38,7 @@ def leaf_site(folder: Path, *, kafka: str, region: str, inferences_per_s: float,
             "inferences_per_s": inferences_per_s,
             "deadline_ms": DEADLINE_MS,
         },
+        "audit": {"rate": AUDIT_RATE},
         "link": {"region": {"bootstrap_servers": region}, "region_name": REGION},
         "topics": _TOPICS,
         "metrics": {"ports": ports},

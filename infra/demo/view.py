@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from infra.demo.figures import Percentiles
+from infra.demo.figures import Accuracy, Percentiles
 from infra.demo.observer import SeenAlert
 from infra.demo.report import Report
 from infra.demo.scenario import Demo
@@ -68,6 +68,8 @@ def _figures(demo: Demo, now: float) -> Table:
     table.add_row("alert", _ms(alerts, "so far"))
     table.add_row("escalated", f"{_escalated(demo)} frames, {len(demo.tally.answers)} answered")
     table.add_row("region changed", f"{len(demo.tally.changed)} of them")
+    if (accuracy := Accuracy.of(demo.scrapes.get("leaf agent"))) is not None and accuracy.results_f1 is not None:
+        table.add_row("live F1", f"{accuracy.results_f1} against the region, on {accuracy.frames} frames")
     sent, everything = demo.proxy.sent - demo.wire_before[0], int(demo.produced.get("bytes", 0))
     saved = f", {1 - sent / everything:.1%} saved" if everything else ""
     table.add_row("wire", f"{_mb(sent)} instead of {_mb(everything)}{saved}")
@@ -111,8 +113,11 @@ def summary(found: Report, folder: str | None) -> RenderableType:
     looks = found.looks
     table.add_row(
         "escalations",
-        f"{looks.escalated} frames, {looks.answered} answered; the region changed {looks.changed} (+{looks.added} −{looks.removed})",
+        f"{looks.escalated} frames, {looks.answered} answered; the region changed {looks.changed} (+{looks.added} −{looks.removed})"
+        f", and was at work for {found.region_load:.0%} of what it can",
     )
+    if found.accuracy is not None:
+        table.add_row("live accuracy", str(found.accuracy))
     wire = found.wire
     table.add_row(
         "wire", f"{_mb(wire.sent)} up, {_mb(wire.received)} down, instead of {_mb(wire.all_as_jpeg)} of JPEG: {wire.saved:.1%} saved"
