@@ -16,7 +16,7 @@ import numpy as np
 
 from agents.cascade.accuracy import KEEP, LEVEL, Estimate, Judged, Live, Window
 from agents.cascade.accuracy import Accuracy as Estimates
-from agents.cascade.agreement import agree, compare, judged_scores
+from agents.cascade.agreement import Counts, agree, compare, judged_scores
 from agents.cascade.audit import Demand, audited, rates_in_force
 from agents.cascade.budgets import Budgets
 from agents.cascade.calibration import calibration_error
@@ -104,6 +104,7 @@ class Audits:
     ) -> None:
         self.settings, self.budgets, self.rules, self._clock = settings, budgets, rules, clock
         self._paces: OrderedDict[str, Pace] = OrderedDict()
+        self._raised: dict[str, float] = {}  # factors on the rate, by source
         self._rates: dict[str, float] = {}
         self._rates_at_s = float("-inf")
         self._ledgers: OrderedDict[tuple[str, str], _Ledger] = OrderedDict()
@@ -125,12 +126,29 @@ class Audits:
         if now_s - self._rates_at_s > RATES_S:
             self._rates_at_s = now_s
             self._rates = rates_in_force(
-                {name: Demand(each.rate(now_s), look_bytes, self.settings.rate) for name, each in self._paces.items()},
+                {
+                    name: Demand(each.rate(now_s), look_bytes, min(1.0, self.settings.rate * self._raised.get(name, 1.0)))
+                    for name, each in self._paces.items()
+                },
                 budget_bytes_per_s=self.budgets.bytes.rate,
                 inferences_per_s=self.budgets.inferences.rate,
             )
         rate = self._rates.get(source, self.settings.rate)
         return rate if rate and audited(record, rate, self.settings.salt) else None
+
+    def raise_rate(self, source: str, factor: float) -> None:
+        """So many times the usual share of a source's frames is drawn, until this is called again."""
+        if self._raised.get(source, 1.0) != factor:
+            self._raised[source] = factor
+            self._rates_at_s = float("-inf")
+        if factor == 1.0:
+            self._raised.pop(source, None)
+
+    def begin_again(self, source: str) -> None:
+        """What was judged of a source does not hold any more: it was about another picture."""
+        for key in [key for key in self._ledgers if key[0] == source]:
+            del self._ledgers[key]
+        self._waiting = OrderedDict((name, each) for name, each in self._waiting.items() if each.verdict.source != source)
 
     def asked(self, verdict: Verdict, rate: float, *, otherwise: bool, sent: bool = True) -> None:
         """A frame of the sample was answered so by the leaf, and the region is asked about it.
@@ -150,11 +168,11 @@ class Audits:
             if len(self._waiting) > WAITING:
                 self._waiting.popitem(last=False)
 
-    def heard(self, verdict: Verdict) -> None:
-        """A region's answer, to whatever frame."""
+    def heard(self, verdict: Verdict) -> Counts | None:
+        """A region's answer, to whatever frame; what the leaf's answer has in common with it if the frame is of the sample."""
         waiting = self._waiting.pop(verdict.id, None)
         if waiting is None:
-            return
+            return None
         ours, rules = waiting.verdict, self.rules(verdict.source)
         pairs = judged_scores(list(ours.detections)[:_PAIRS], verdict.detections)
         doubt = Doubt(
@@ -163,8 +181,10 @@ class Audits:
             [score for score, _ in pairs],
             [right for _, right in pairs],
         )
-        self._ledger(ours).add(msgspec.structs.replace(waiting.judged, leaf=compare(ours.detections, verdict.detections)), doubt)
+        counts = compare(ours.detections, verdict.detections)
+        self._ledger(ours).add(msgspec.structs.replace(waiting.judged, leaf=counts), doubt)
         telemetry.AUDITS.labels("judged").inc()
+        return counts
 
     def _ledger(self, verdict: Verdict) -> _Ledger:
         key = (verdict.source, verdict.model_digest)

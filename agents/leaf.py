@@ -22,6 +22,7 @@ from agents.alerts import AlertRules
 from agents.audits import Audits
 from agents.beliefs import Belief, Beliefs
 from agents.inference.images import UndecodableImage
+from agents.monitors import Monitors
 from agents.questions import Question, Questions, Wish, ids
 from agents.reach import AWAY, LATER
 from agents.sight import Seen, Sight
@@ -108,6 +109,8 @@ class Leaf:
         self.rules = AlertRules(config.rules, site=config.name, model_digest=NO_DIGEST, deadline_ms=config.policy.deadline_ms)
         self.beliefs = Beliefs(questions.cascade, sight, clock=questions.clock)
         self.audits = Audits(config.audit, questions.budgets, self.rules.of, clock=questions.clock)
+        self.monitors = Monitors(config.name, questions.cascade, self.audits)
+        self.drift = role.write("drift")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of the sources in work
 
     def close(self) -> None:
@@ -124,11 +127,19 @@ class Leaf:
         if self.questions.heed(control):
             log.info("the region announced its capacity", extra={"region": control.region, "inferences_per_s": control.inferences_per_s})
 
-    def hear(self, verdict: Verdict) -> None:
-        """A region's answer, whoever asked for it: what it teaches if it was us."""
-        if verdict.status is Status.FINAL:
-            self.beliefs.hear(verdict)
-            self.audits.heard(verdict)
+    def hear(self, verdict: Verdict) -> list[Output]:
+        """A region's answer, whoever asked for it: what it teaches if it was us, and what is to be written of it."""
+        if verdict.status is not Status.FINAL:
+            return []
+        self.beliefs.hear(verdict)
+        counts = self.audits.heard(verdict)
+        if counts is None:
+            return []
+        return [outputs.drift(self.drift, each) for each in self.monitors.audited(verdict.source, self.clock.now_ms() / 1000, counts)]
+
+    def tick(self) -> list[Output]:
+        """About once a second, while no frame waits to be read: what is to be written of cameras that are silent."""
+        return [outputs.drift(self.drift, each) for each in self.monitors.tick(self.clock.now_ms() / 1000)]
 
     def recall(self, alerts: Iterable[Alert]) -> None:
         """Take in the site's latest alerts, so that frames that are read again after a restart raise no second alert on one event."""
@@ -240,7 +251,9 @@ class Leaf:
                 ranges = Intervals((each.frame.id.sequence, each.frame.id.sequence) for each in dropped).to_ranges()
                 drop = Drop(source=source, epoch=epoch, site=self.config.name, stage=STAGE, reason=reason, ranges=ranges)
                 output = outputs.drop(self.drops, drop, self.now(), dropped[0].frame.source)
-                items += [*(Emitted(each.index) for each in dropped[:-1]), Emitted(dropped[-1].index, (output,))]
+                told = [drift for each in dropped for drift in self.monitors.arrived(each.frame.source, each.appended_ms / 1000)]
+                written = (output, *(outputs.drift(self.drift, drift) for drift in told))
+                items += [*(Emitted(each.index) for each in dropped[:-1]), Emitted(dropped[-1].index, written)]
             telemetry.DROPPED.labels(reason).inc(len(frames))
         except Exception as error:  # noqa: BLE001 - handed to `work`, which raises it to delivery
             items = [_Failed(error)] * len(frames)
@@ -252,6 +265,10 @@ class Leaf:
         index, frame, trace = taken.index, taken.frame, taken.frame.traceparent
         belief = self.beliefs.about(frame, seen)
         detections = belief.detections
+        if belief.view is not None:
+            drifts = self.monitors.frame(frame.source, taken.appended_ms / 1000, seen.look.glance, detections)
+            if drifts:
+                await ready.put(Emitted(index, tuple(outputs.drift(self.drift, each) for each in drifts), finished=False))
         telemetry.observe_stages({**seen.look.stages._asdict(), "look": seen.look.stages.total_s})
         alerts = self.rules.judge(frame, detections, seen.digest, age_s=self.clock.age_s(taken.appended_ms))
         if alerts:

@@ -80,7 +80,7 @@ class Lessons(Service):
         super().__init__()
 
     async def on_start(self) -> None:
-        self._events = asyncio.get_running_loop()
+        self.events = asyncio.get_running_loop()
 
     @Service.task
     async def _keep(self) -> None:
@@ -114,7 +114,7 @@ class Lessons(Service):
     def hand_over(self) -> None:
         """Write what was learned before partitions go to another worker. Called in the consumer's thread, within a rebalance: it waits for
         a moment, and no longer."""
-        writing = asyncio.run_coroutine_threadsafe(self.write(), self._events)
+        writing = asyncio.run_coroutine_threadsafe(self.write(), self.events)
         try:
             writing.result(HAND_OVER_S)
         except TimeoutError:
@@ -138,7 +138,7 @@ class Lessons(Service):
                 lessons[source] = unpack(data)
             except ValueError as error:
                 log.warning("what was learned of a source is not used: %s", error, extra={"record": source})
-        self._events.call_soon_threadsafe(self._recall, lessons)
+        self.events.call_soon_threadsafe(self._recall, lessons)
 
     def _recall(self, lessons: dict[str, tuple[Lesson, list[Kept]]]) -> None:
         """On the event loop, which has its turn before the frames that are handed over later."""

@@ -59,6 +59,7 @@ log = logging.getLogger("headwater.worker")
 
 ANNOUNCE_S = 15.0  # Faust takes up a cold topic where it left it, so a leaf that restarts hears its region again within this time
 DEADLINE_CHECK_S = 0.25
+SILENCE_CHECK_S = 1.0
 RECALL_S = 60.0  # beyond the longest cool-down: what a frame may wait, and clocks may differ
 
 
@@ -78,6 +79,21 @@ class Deadlines(Service):
         while not self.should_stop:
             await self.sleep(DEADLINE_CHECK_S)
             if found := self.resolver.overdue(self.sink.clock.now_ms()):
+                await self.sink.write(found)
+
+
+class Silences(Service):
+    """Notices cameras that are silent: looks about once a second, and only while no frame waits to be read."""
+
+    def __init__(self, leaf: Leaf, sink: Sink, frames: BatchSource, **kwargs: Any) -> None:
+        self.leaf, self.sink, self.frames = leaf, sink, frames
+        super().__init__(**kwargs)
+
+    @Service.task
+    async def _watch(self) -> None:
+        while not self.should_stop:
+            await self.sleep(SILENCE_CHECK_S)
+            if self.frames.lag == 0 and (found := self.leaf.tick()):
                 await self.sink.write(found)
 
 
@@ -166,7 +182,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         leaf.heed(Control.from_bytes(stored.value or b""))
 
     def hear_region(stored: Stored) -> None:
-        leaf.hear(Verdict.from_bytes(stored.value or b""))
+        sink.post(leaf.hear(Verdict.from_bytes(stored.value or b"")))
         telemetry.LOOK_THRESHOLD.set(cascade.governor.threshold)
 
     # Answers to frames that were asked about before a restart teach nothing: what was known of those frames is gone with the process.
@@ -185,6 +201,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         """Partitions come with what was raised on them lately, whoever raised it, and with their share of the site's budgets."""
         questions.share(len(places) / frames.partitions)
         lessons.restore(partition for _, partition in places)
+        lessons.events.call_soon_threadsafe(leaf.monitors.serve, frozenset(partition for _, partition in places), frames.partitions)
         if config.rules:
             leaf.recall(_alerts_since(clients, role.read("alerts"), horizon_s))
 
@@ -203,9 +220,12 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         in_flight=in_flight,
         settings={"fetch.message.max.bytes": frames.max_message_bytes, "queued.max.messages.kbytes": 16 << 10},
     )
+    silences = Silences(leaf, sink, source)
     if guard is not None:
         guard.leads = lambda: (frames.name, 0) in source.assigned  # of several workers one makes room
-    return _run(app, sink, leaf, quarantine, lessons, reports, source, hearing, _same(clients, info, [frames]), *filter(None, [guard]))
+    return _run(
+        app, sink, leaf, quarantine, lessons, reports, source, hearing, silences, _same(clients, info, [frames]), *filter(None, [guard])
+    )
 
 
 def run_region(config: SiteConfig, folder: Path, models: Path) -> int:

@@ -104,6 +104,7 @@ class BatchSource(Service):
         self.commit_interval_s, self.drain_s = commit_interval_s, drain_s
         self.settings = settings or {}
         self.assigned: set[Place] = set()
+        self.lag: int | None = None  # records that are not finished, about a second ago; None before that is known
         self._committed: dict[Place, int] = {}
         self._commit_sent_at: float | None = None  # of the commit that is not answered yet
         self._next: dict[Place, Mark] = {}  # after the last record that the client gave us
@@ -367,6 +368,7 @@ class BatchSource(Service):
         log.warning("partitions lost: the group went on without us", extra={"group": self.group, "partitions": len(partitions)})
 
     def _forget(self, places: list[Place]) -> None:
+        self.lag = None
         telemetry.READY.set(0)
         self._outside_since = time.monotonic()
         self._commit_sent_at = None
@@ -391,6 +393,7 @@ class BatchSource(Service):
             lag[topic] += max(
                 0, high - (self._next[topic, partition].offset if done is None else done)
             )  # `high` is negative where nothing was fetched yet
+        self.lag = sum(lag.values())
         for topic, records in lag.items():
             telemetry.LAG.labels(topic).set(records)
 

@@ -46,6 +46,16 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact",
     )
     yield make(
+        "drift",
+        "alarm id",
+        "Drift",
+        [_L],
+        [_X],
+        "streams that are no longer what they were: a camera that is blurred, dark, moved, frozen or silent; answers that have shifted",
+        cleanup="compact,delete",
+        **_alerts(config),
+    )
+    yield make(
         "accuracy",
         "source/model",
         "Accuracy",

@@ -9,6 +9,7 @@ import msgspec
 from schemas import envelope
 from schemas.accounts import AccountPast, AccountSet
 from schemas.accuracy import Accuracy
+from schemas.drift import Drift
 from schemas.envelope import Envelope, Headers
 from schemas.frames import Frame
 from schemas.identity import RecordId
@@ -85,6 +86,12 @@ def accuracy(topic: Topic, value: Accuracy) -> Output:
     name = f"{value.site}/{key}/{value.until.isoformat()}"
     headers = Envelope(id=name, source=value.source, type=envelope.ACCURACY, time=value.until).to_headers()
     return Output(topic, value.source, key, value.to_bytes(), headers)
+
+
+def drift(topic: Topic, value: Drift) -> Output:
+    """A drift alarm in one of its states, keyed by its id."""
+    headers = Envelope(id=f"{value.id}/{value.version}", source=value.source, type=envelope.DRIFT, time=value.at).to_headers()
+    return Output(topic, value.source, value.id, value.to_bytes(), headers)
 
 
 def lesson(topic: Topic, source: str, value: bytes, site: str, now: dt.datetime) -> Output:

@@ -40,6 +40,7 @@ ACCURACY = Gauge(
     "Precision, recall and F1 of the leaf's answers and of the results against the region, over all sources; value, low and high (95 %).",
     ["answers", "measure", "bound"],
 )
+DRIFT = Counter("headwater_drift_alarms_total", "Drift alarms, by cause and state.", ["cause", "state"])
 AUDITED = Gauge("headwater_live_accuracy_frames", "Judged frames of the audit sample that it rests on.")
 LOOK_THRESHOLD = Gauge("headwater_look_threshold", "What a look must be worth at present for the region to be asked.")
 LAG = Gauge("headwater_lag_records", "Records on the broker that this process has not finished.", ["topic"])

@@ -15,6 +15,7 @@ import simplejpeg
 from schemas import envelope as names
 from schemas.accounts import AccountPast, AccountSet
 from schemas.accuracy import Accuracy
+from schemas.drift import Drift
 from schemas.envelope import Envelope, InvalidEnvelope, check_bounds
 from schemas.identity import InvalidIdentity, source_of_key
 from schemas.incidents import Incident
@@ -45,6 +46,7 @@ _BY_TOPIC: dict[str, type[Record]] = {
     "LinkHold": LinkHold,
     "Incident": Incident,
     "Accuracy": Accuracy,
+    "Drift": Drift,
 }
 _BY_TYPE: dict[str, type[Record]] = {
     names.VERDICT: Verdict,
@@ -60,6 +62,7 @@ _BY_TYPE: dict[str, type[Record]] = {
     names.LINK_HOLD: LinkHold,
     names.INCIDENT: Incident,
     names.ACCURACY: Accuracy,
+    names.DRIFT: Drift,
     names.SNAPSHOT: Snapshot,
     names.ACCOUNT: AccountSet,
     names.ACCOUNT_PAST: AccountPast,

@@ -51,6 +51,7 @@ class _Source(msgspec.Struct):
     since: dict[str, float] = {}  # how long before each of them its source was last asked about
     timeline: Timeline = msgspec.field(default_factory=Timeline)
     verdicts: int = 0  # that were learned from
+    claim: float = 1.0  # factor on what a look is worth
 
 
 class Cascade:
@@ -131,7 +132,8 @@ class Cascade:
             return False
         wanted = self.mode == "everything"
         if not wanted:
-            worth = self.value.worth(view, now_s - self._source(source).asked_at_s)
+            of = self._source(source)
+            worth = self.value.worth(view, now_s - of.asked_at_s) * of.claim
             wanted = worth > 0 and (self.budgets.full() or self.governor.passes(worth))
         self._account(size if wanted else 0.0, now_s)
         return wanted
@@ -201,6 +203,21 @@ class Cascade:
             theirs = theirs.take(theirs.scores >= UNSURE)
             of.eyes.hear(trial, theirs, theirs.scores >= SURE)
         return heard
+
+    # ---- a stream that is no longer what it was
+
+    def claim(self, source: str, factor: float) -> None:
+        """Looks at a source are worth so many times as much until this is called again: it takes a larger share of the budgets."""
+        self._source(source).claim = factor
+
+    def begin_again(self, source: str) -> None:
+        """Forget what was learned of a source: it was about another picture. Its tracks go on."""
+        of = self._source(source)
+        begun = self._new()
+        of.stream.forget()
+        of.eyes, of.trials = begun.eyes, dict.fromkeys(of.trials)
+        of.verdicts += 1  # what is kept elsewhere of before is older
+        self._fresh.add(source)
 
     # ---- what outlives the process
 

@@ -183,6 +183,11 @@ class Stream:
         if len(self._lessons) > _MODELS:
             self._lessons.popitem(last=False)
 
+    def forget(self) -> None:
+        """What was learned does not hold any more, of whichever model; answers to what was asked before teach nothing."""
+        self._lessons = OrderedDict({self.model: _Lessons()})
+        self.asked.clear()
+
     # ---- what outlives the process
 
     def dump(self) -> Remembered:

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.inference.candidates import Candidates, strongest, suppress, to_detections, united
 from agents.inference.engines import Engine, PassedOver, open_engine
@@ -28,6 +30,7 @@ from schemas.config import Engine as EngineSettings
 from schemas.detections import Detection, Detections
 
 FAINT_BOXES = 80  # of a picture: those beyond cost more than they tell
+GLANCE = 160  # pixels a side
 FAINT_CANDIDATES = 240  # before doubles are removed
 ANSWERS = 1  # counts changes to this room's arithmetic that change detections; part of every digest
 
@@ -63,6 +66,8 @@ class Look(NamedTuple):
         What it saw of the classes that it watches, best first; None if it watches none.
     faint
         The strongest of all that it saw, its answer first and then what its answer leaves out; None if it was not asked for.
+    glance
+        The picture itself, grey and small, for whoever watches the camera; None if that was not asked for.
     """
 
     detections: Detections
@@ -71,6 +76,7 @@ class Look(NamedTuple):
     stages: Stages
     watched: tuple[Detection, ...] | None = None
     faint: tuple[Detection, ...] | None = None
+    glance: NDArray[np.uint8] | None = None
 
 
 class Eye(NamedTuple):
@@ -98,6 +104,8 @@ class Detector:
         What it tells of besides its answer; that is no part of the answer, nor of the digest.
     faint_from
         Score from which on it tells of anything besides its answer (`Look.faint`); None: it does not.
+    glances
+        Whether it gives the picture itself too (`Look.glance`).
     """
 
     def __init__(
@@ -114,6 +122,7 @@ class Detector:
         self.digest = _digest(settings, labels, model_digest, [eye.engine.got for eye in eyes])
         self.watch: Watch | None = None
         self.faint_from: float | None = None
+        self.glances = False
         # what a family answers once for each object needs no suppression, unless several sizes answer
         self._doubles = family.NAME in ("nanodet", "yolov8") or len(eyes) > 1
 
@@ -174,7 +183,8 @@ class Detector:
             candidates = candidates.take(candidates.scores >= asked)
         detections = to_detections(candidates, self.labels)
         unpack_s = time.perf_counter() - decoded - prepare_s - predict_s
-        return Look(detections, image.width, image.height, Stages(decode_s, prepare_s, predict_s, unpack_s), watched, faint)
+        stages = Stages(decode_s, prepare_s, predict_s, unpack_s)
+        return Look(detections, image.width, image.height, stages, watched, faint, _glance(image.pixels) if self.glances else None)
 
     def _watched(self, candidates: Candidates, watch: Watch) -> tuple[Detection, ...]:
         classes = [index for index, label in enumerate(self.labels) if label in watch.labels]
@@ -205,7 +215,7 @@ def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch 
     watch
         What it is to tell of besides its answer.
     faint_from
-        Score from which on it is to tell of anything besides its answer.
+        Score from which on it is to tell of anything besides its answer, and of the picture itself.
 
     Raises
     ------
@@ -229,8 +239,14 @@ def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch 
         eyes.append(eye)
     ready = Detector(detector, family, eyes, labels, detector.name or name_of(detector), "".join(digests))
     check_watch(watch, ready.name, labels)
-    ready.watch, ready.faint_from = watch, faint_from
+    ready.watch, ready.faint_from, ready.glances = watch, faint_from, faint_from is not None
     return ready
+
+
+def _glance(pixels: Pixels) -> NDArray[np.uint8]:
+    """[GLANCE, GLANCE], grey."""
+    grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    return np.asarray(cv2.resize(grey, (GLANCE, GLANCE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def labels_of(detector: Settings) -> tuple[tuple[str, ...], ...]:
