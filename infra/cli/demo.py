@@ -39,15 +39,40 @@ class Outage(click.ParamType):
         return start, length
 
 
+class Degrade(click.ParamType):
+    """A fault of a camera's picture, as `infra.degrade` reads it."""
+
+    name = "FAULT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from infra.degrade import Degradation, UnknownDegradation
+
+        try:
+            return str(Degradation.parse(str(value)))
+        except UnknownDegradation as error:
+            self.fail(str(error), param, ctx)
+
+
 @click.command()
 @click.option("--seconds", type=click.FloatRange(5, 86_400), default=60.0, show_default=True, help="How long the cameras run.")
 @click.option("--cameras", type=click.IntRange(1, 64), help="Cameras at 30 frames/s; without it, as many as this machine holds.")
 @click.option("--video", type=click.Path(path_type=Path), help="A video of yours; without it, the demo's is fetched.")
 @click.option("--outage", type=Outage(), help="Cut the link START seconds after the first frame, for LENGTH seconds.")
+@click.option(
+    "--degrade",
+    type=Degrade(),
+    help="Spoil the first camera on purpose, NAME[=STRENGTH]@FROM[-TO] in seconds: blur, darkness, noise, moved or frozen.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the figures to FILE.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Keep logs, configuration and topics in DIR.")
 def demo(
-    seconds: float, cameras: int | None, video: Path | None, outage: tuple[float, float] | None, json_file: Path | None, keep: Path | None
+    seconds: float,
+    cameras: int | None,
+    video: Path | None,
+    outage: tuple[float, float] | None,
+    degrade: str | None,
+    json_file: Path | None,
+    keep: Path | None,
 ) -> int:
     """See the whole on this machine: real video, two Kafkas, two tiers, an outage.
 
@@ -58,12 +83,13 @@ def demo(
     Examples:
       headwater demo --seconds 60 --outage 20:15
       headwater demo --cameras 1 --video gate.mp4 --json figures.json
+      headwater demo --degrade blur@20-40
     """
     if outage is not None and outage[0] + outage[1] >= seconds:
         raise click.UsageError(f"--outage {outage[0]:g}:{outage[1]:g} does not end within --seconds {seconds:g}")
     logs.setup(level="ERROR")
     with ended_by_signals(), _folder(keep) as folder:
-        return _play(folder, seconds, cameras, video, outage, json_file, kept=keep)
+        return _play(folder, seconds, cameras, video, outage, degrade, json_file, kept=keep)
 
 
 def _play(
@@ -72,6 +98,7 @@ def _play(
     cameras: int | None,
     video: Path | None,
     outage: tuple[float, float] | None,
+    degrade: str | None,
     json_file: Path | None,
     kept: Path | None,
 ) -> int:
@@ -88,7 +115,8 @@ def _play(
         f"this machine ({found.cores} cores, {found.engine}): a look takes {found.leaf_ms:.1f} ms at the leaf and "
         f"{found.region_ms:.0f} ms at the region, so {count} camera{'s' if count > 1 else ''} and {looks}"
     )
-    run = Demo(Plan(video=ready.video, seconds=seconds, cameras=count, outage=outage, folder=folder, measured=ready.measured), _say)
+    plan = Plan(video=ready.video, seconds=seconds, cameras=count, outage=outage, folder=folder, measured=ready.measured, degrade=degrade)
+    run = Demo(plan, _say)
     try:
         with contextlib.ExitStack() as stack:
             stack.callback(run.close)

@@ -17,7 +17,7 @@ from schemas.identity import InvalidIdentity, check_source
 from streams.production.address import InvalidAddress, default_name, kind_of, unique
 from streams.production.cache import FrameCache
 from streams.production.capture import VideoFile
-from streams.production.feed import LiveFeed, RecordedFeed
+from streams.production.feed import LiveFeed, Recorded, RecordedFeed
 from streams.production.images import ImageFolder
 from streams.production.live import AttachedCamera, NetworkCamera
 from streams.production.pictures import CaptureFailed, Look
@@ -88,6 +88,11 @@ def produce() -> None:
     "--stagger", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Begin each file SECONDS further in than the one before."
 )
 @click.option("--start-at", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Begin SECONDS into each file.")
+@click.option(
+    "--degrade",
+    metavar="FAULT",
+    help="Spoil the first SOURCE, a file, on purpose: NAME[=STRENGTH]@FROM[-TO] in seconds; blur, darkness, noise, moved or frozen.",
+)
 @click.option("--once", is_flag=True, help="Fail if a stream does not answer or breaks off, instead of connecting again.")
 @click.pass_context
 def video(
@@ -103,6 +108,7 @@ def video(
     cache_mib: int,
     stagger: float,
     start_at: float,
+    degrade: str | None,
     once: bool,
     **common: Any,
 ) -> int:
@@ -118,10 +124,13 @@ def video(
       headwater produce video 0
       headwater produce video gate.mp4 --loop --to gate=10.0.0.5:9092 --to hall=10.0.0.6:9092
       headwater produce video a.mp4 a.mp4 a.mp4 --loop --preload --stagger 7 --fps 30
+      headwater produce video gate.mp4 --loop --degrade blur@20-50
     """
     wish = _wish(ctx, common)
     look = Look(width, quality)
     named = _named(sources, names)
+    if degrade and kind_of(sources[0]) != "file":
+        raise click.UsageError(f"--degrade spoils a video file: {sources[0]} is none")
     cache = FrameCache(cache_mib << 20) if loop or preload or len(sources) > len(set(sources)) else None
     makers: list[tuple[str, MakeFeed]] = []
     files: list[VideoFile] = []
@@ -131,7 +140,8 @@ def video(
                 case "file":
                     file = VideoFile(Path(source), look, cache)
                     files.append(file)
-                    makers.append((name, _plays(file, fps, loop, start_at + place * stagger)))
+                    played = _degraded(file, degrade, fps, quality) if degrade and not place else file
+                    makers.append((name, _plays(played, fps, loop, start_at + place * stagger)))
                 case "url":
                     makers.append((name, _watches(NetworkCamera(source, look), fps, once)))
                 case "camera":
@@ -179,7 +189,17 @@ def images(
     return publish(wish, [(name, _plays(recording, fps, loop, 0.0))], lambda halt: None)
 
 
-def _plays(recording: VideoFile | ImageFolder, fps: float | None, loop: bool, start_s: float) -> MakeFeed:
+def _degraded(file: VideoFile, fault: str, fps: float | None, quality: int) -> Recorded:
+    from infra.degrade import Degradation, UnknownDegradation
+    from infra.degraded import DegradedRecording
+
+    try:
+        return DegradedRecording(file, Degradation.parse(fault), fps=fps, quality=quality)
+    except UnknownDegradation as error:
+        raise click.BadParameter(str(error), param_hint="--degrade") from None
+
+
+def _plays(recording: Recorded, fps: float | None, loop: bool, start_s: float) -> MakeFeed:
     return lambda producer, until: RecordedFeed(producer, recording, until, fps=fps, loop=loop, start_s=start_s)
 
 

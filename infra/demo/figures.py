@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from infra.demo.observer import Line, SeenAlert, SeenAnswer, SeenVerdict, Trouble
+from infra.demo.observer import Line, SeenAlert, SeenAnswer, SeenDrift, SeenVerdict, Trouble
 from infra.demo.scrape import Scrape
 
 
@@ -80,6 +80,7 @@ class Tally:
         self.answers: dict[str, SeenAnswer] = {}
         self.changed: set[str] = set()
         self.answered_at: list[float] = []
+        self.drifts: list[SeenDrift] = []
         self.troubles: list[Trouble] = []
 
     def take(self, line: Line) -> None:
@@ -99,6 +100,8 @@ class Tally:
                 self.answered_at.append(line.read_at)
                 if line.added or line.removed:
                     self.changed.add(line.record)
+            case SeenDrift():
+                self.drifts.append(line)
             case Trouble():
                 self.troubles.append(line)
 

@@ -16,6 +16,7 @@ import msgspec
 
 from schemas.config import parse
 from schemas.detections import Detections
+from schemas.drift import Drift
 from schemas.messages import Alert, Result, Tier, Verdict
 from schemas.records import InvalidRecord
 from streams.clients import Clients
@@ -59,6 +60,15 @@ class SeenAnswer(Seen, frozen=True, kw_only=True, tag="answer"):
     removed: int
 
 
+class SeenDrift(Seen, frozen=True, kw_only=True, tag="drift"):
+    """A drift alarm in one of its states: what moved, from which level to which. `record` is the alarm's id."""
+
+    cause: str
+    state: str
+    before: float
+    after: float
+
+
 class Trouble(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="trouble"):
     """A record that could not be read."""
 
@@ -66,7 +76,7 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     reason: str
 
 
-Line = SeenVerdict | SeenAlert | SeenAnswer | Trouble
+Line = SeenVerdict | SeenAlert | SeenAnswer | SeenDrift | Trouble
 
 
 class Observer:
@@ -94,6 +104,18 @@ class Observer:
                         state=alert.state,
                         score=alert.score,
                         late=alert.late,
+                    )
+                case "drift":
+                    drift = Drift.from_bytes(value)
+                    return SeenDrift(
+                        read_at=now,
+                        latency_ms=(now - drift.at.timestamp()) * 1000,
+                        source=drift.source,
+                        record=drift.id,
+                        cause=drift.cause,
+                        state=drift.state,
+                        before=drift.before,
+                        after=drift.after,
                     )
                 case _:
                     return self._result(Result.from_bytes(value), now)
@@ -145,7 +167,7 @@ def difference(leaf: Detections, region: Detections) -> tuple[int, int]:
 def main(config_path: str) -> None:
     config = parse(Path(config_path).read_text(encoding="utf-8"), os.environ, where=config_path)
     role = Topology(config).role(Role.READER)
-    topics = [role.read(base) for base in ("verdicts", "alerts", "results")]
+    topics = [role.read(base) for base in ("verdicts", "alerts", "results", "drift")]
     observer, encoder = Observer(), msgspec.json.Encoder()
     for stored in read(Clients(config.kafka, "demo.observer"), topics, start="beginning", follow=True):
         line = observer.see(stored, time.time())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import msgspec
@@ -36,6 +37,15 @@ class Looks(msgspec.Struct, frozen=True, kw_only=True):
     removed: int
 
 
+class Drifted(msgspec.Struct, frozen=True, kw_only=True):
+    """A drift alarm: when it was opened and closed, in seconds from the first frame (None: it is open still)."""
+
+    source: str
+    cause: str
+    opened_s: float
+    closed_s: float | None
+
+
 class Compute(msgspec.Struct, frozen=True, kw_only=True):
     """The leaf's bare work on a frame in this run (decode to unpack, ms), and what Headwater adds to it until an alert is read."""
 
@@ -65,6 +75,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     looks: Looks
     region_load: float
     accuracy: Accuracy | None
+    drift: tuple[Drifted, ...]
     account: Account
     engine: str
     measured: Measured
@@ -110,6 +121,7 @@ def report(demo: Demo, account: Account) -> Report:
         ),
         region_load=round(len(answers) / plan.seconds / plan.measured.inferences_per_s, 3),
         accuracy=Accuracy.of(agent),
+        drift=tuple(_drifts(demo)),
         account=account,
         engine=plan.measured.engine,
         measured=plan.measured,
@@ -135,9 +147,25 @@ def _failures(demo: Demo, found: Report) -> list[str]:
         failures.append("no alert came during the outage")
     if demo.plan.outage is not None and not demo.restored_at:
         failures.append("the outage did not end within the run: ask for more --seconds")
+    if demo.plan.degrade is not None and not any(each.source == "cam-1" for each in found.drift):
+        failures.append(f"the first camera was spoiled ({demo.plan.degrade}), and no alarm told of it")
     if demo.tally.troubles:
         failures.append(f"{len(demo.tally.troubles)} records could not be read, such as: {demo.tally.troubles[0].reason}")
     return failures
+
+
+def _drifts(demo: Demo) -> Iterator[Drifted]:
+    """The drift alarms in the order of their opening."""
+    closed = {each.record: each for each in demo.tally.drifts if each.state == "closed"}
+    for each in demo.tally.drifts:
+        if each.state == "opened":
+            end = closed.get(each.record)
+            yield Drifted(
+                source=each.source,
+                cause=each.cause,
+                opened_s=round(each.read_at - demo.began_at, 1),
+                closed_s=None if end is None else round(end.read_at - demo.began_at, 1),
+            )
 
 
 def _compute(demo: Demo) -> Compute | None:

@@ -45,7 +45,7 @@ class DemoFailed(Fault, RuntimeError):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for. `outage` is (start, length) in seconds from the first frame."""
+    """What is asked for. `outage` is (start, length) in seconds from the first frame; `degrade` spoils the first camera on purpose."""
 
     video: Path
     seconds: float
@@ -53,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     outage: tuple[float, float] | None
     folder: Path
     measured: Measured
+    degrade: str | None = None
 
 
 class Demo:
@@ -163,6 +164,7 @@ class Demo:
         argv = [sys.executable, "-m", "infra.cli", "produce", "video", *[str(plan.video)] * plan.cameras, "-c", str(self.leaf_file)]
         argv += ["--fps", str(FPS), "--loop", "--preload", "--quality", str(QUALITY), "--seconds", str(plan.seconds), "--stagger", "17"]
         argv += ["--manifest", str(plan.folder / "manifest.jsonl"), "--json"]
+        argv += ["--degrade", plan.degrade] if plan.degrade else []
         for number in range(plan.cameras):
             argv += ["--name", f"cam-{number + 1}"]
         self._counters = plan.folder / "logs" / "cameras.jsonl"

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from infra.demo.figures import Accuracy, Percentiles
 from infra.demo.observer import SeenAlert
-from infra.demo.report import Report
+from infra.demo.report import Drifted, Report
 from infra.demo.scenario import Demo
 
 STATE_STYLE = {"raised": "yellow", "unreviewed": "magenta", "confirmed": "green", "retracted": "dim strike", "judged": "cyan"}
@@ -70,6 +70,9 @@ def _figures(demo: Demo, now: float) -> Table:
     table.add_row("region changed", f"{len(demo.tally.changed)} of them")
     if (accuracy := Accuracy.of(demo.scrapes.get("leaf agent"))) is not None and accuracy.results_f1 is not None:
         table.add_row("live F1", f"{accuracy.results_f1} against the region, on {accuracy.frames} frames")
+    if demo.tally.drifts:
+        latest = demo.tally.drifts[-1]
+        table.add_row("drift", Text(f"{latest.source}: {latest.cause} {latest.state}", style="yellow" if latest.state == "opened" else ""))
     sent, everything = demo.proxy.sent - demo.wire_before[0], int(demo.produced.get("bytes", 0))
     saved = f", {1 - sent / everything:.1%} saved" if everything else ""
     table.add_row("wire", f"{_mb(sent)} instead of {_mb(everything)}{saved}")
@@ -118,6 +121,8 @@ def summary(found: Report, folder: str | None) -> RenderableType:
     )
     if found.accuracy is not None:
         table.add_row("live accuracy", str(found.accuracy))
+    if found.drift:
+        table.add_row("drift", "; ".join(_drifted(each) for each in found.drift))
     wire = found.wire
     table.add_row(
         "wire", f"{_mb(wire.sent)} up, {_mb(wire.received)} down, instead of {_mb(wire.all_as_jpeg)} of JPEG: {wire.saved:.1%} saved"
@@ -135,6 +140,11 @@ def summary(found: Report, folder: str | None) -> RenderableType:
     if folder:
         parts.append(Text(f"Logs, configuration and topics are kept in {folder}", style="dim"))
     return Group(*parts)
+
+
+def _drifted(found: Drifted) -> str:
+    until = f"until {found.closed_s:.0f} s" if found.closed_s is not None else "still"
+    return f"{found.source}: {found.cause} from {found.opened_s:.0f} s on, {until}"
 
 
 def _ms(found: Percentiles | None, note: str = "") -> str:

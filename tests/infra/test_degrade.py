@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.degrade import KINDS, Degradation, Degrader, Picture, UnknownDegradation, add_noise, blur, darken, move
+from infra.degraded import DegradedRecording
+from streams.production.pictures import Look, encode
+from streams.production.pictures import Picture as JpegPicture
 
 RANDOM = np.random.default_rng(1)
 PICTURE: Picture = RANDOM.integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -67,3 +73,26 @@ def test_what_is_written_is_read(name: str, percent: int, from_s: int, lasts: in
 def test_what_is_no_fault_is_refused_with_what_is(text: str) -> None:
     with pytest.raises(UnknownDegradation, match=r"expected|strength|ends"):
         Degradation.parse(text)
+
+
+class Film:
+    """A recording of ten grey pictures, each a little brighter."""
+
+    width, height, fps = 80, 60, 5.0
+
+    def pictures(self, *, start_s: float = 0.0, loop: bool = False) -> Iterator[JpegPicture]:
+        for number in range(10):
+            pixels = np.full((60, 80, 3), 100 + 10 * number, np.uint8)
+            yield encode(pixels, Look(quality=90), "BGR")
+
+
+def test_a_recording_is_spoiled_while_the_fault_holds_and_else_untouched() -> None:
+    """Played at ten a second: the fault, from .3 to .6 s, is of the pictures 3 to 5, whatever the film's own rate is."""
+    film = Film()
+    spoiled = DegradedRecording(film, Degradation.parse("darkness=0.5@0.3-0.6"), fps=10.0, quality=90)
+    assert (spoiled.width, spoiled.height, spoiled.fps) == (80, 60, 5.0)
+    for number, (plain, seen) in enumerate(zip(film.pictures(), spoiled.pictures(), strict=True)):
+        if 3 <= number < 6:
+            assert cv2.imdecode(np.frombuffer(seen.jpeg, np.uint8), 1).mean() == pytest.approx((100 + 10 * number) / 2, abs=3)
+        else:
+            assert seen == plain

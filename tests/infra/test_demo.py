@@ -43,6 +43,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("demo")
     kept, figures = folder / "kept", folder / "figures.json"
     command = [*HEADWATER, "demo", "--seconds", str(SECONDS), "--cameras", "1", "--outage", f"{OUTAGE[0]}:{OUTAGE[1]}"]
+    command += ["--degrade", "darkness@13"]
     done = subprocess.run([*command, "--json", str(figures), "--keep", str(kept)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     brokers = []
@@ -215,7 +216,15 @@ def test_tail_and_show_tell_the_story_of_an_alert(ran: Ran, tmp_path: Path) -> N
 
 
 def test_the_demo_printed_what_it_promises(ran: Ran) -> None:
-    for word in ("alert latency", "saved", "The account", "Every frame is accounted for", "outage"):
+    for word in (
+        "alert latency",
+        "saved",
+        "The account",
+        "Every frame is accounted for",
+        "outage",
+        "cam-1: brightness from",
+        "live accuracy",
+    ):
         assert word in ran.output
     assert ran.figures["failures"] == []
     assert ran.figures["wire"]["saved"] > 0.9
