@@ -15,6 +15,8 @@ from mode import Service
 
 from agents.audits import Audits, Kept
 from agents.cascade.cascade import Cascade, Lesson
+from agents.drift.monitor import MonitorState
+from agents.monitors import Monitors
 from streams import outputs
 from streams.clients import BrokerUnavailable, Clients
 from streams.message import readable
@@ -25,6 +27,7 @@ from streams.topology import Topic
 log = logging.getLogger("headwater.lessons")
 
 EVERY_S = 60.0
+WHOLE_EVERY = 10
 HAND_OVER_S = 3.0
 LAYOUT = 1  # of what is packed; another one is passed over
 MAX_BYTES = 16 << 20  # unpacked
@@ -36,17 +39,18 @@ class _Packed(msgspec.Struct, frozen=True):
     layout: int
     lesson: Lesson
     audits: list[Kept]
+    drift: MonitorState | None
 
 
 _decoder = msgspec.msgpack.Decoder(_Packed)
 _layout = msgspec.msgpack.Decoder(msgspec.defstruct("_Layout", [("layout", int)]))
 
 
-def pack(lesson: Lesson, audits: list[Kept]) -> bytes:
-    return zlib.compress(msgspec.msgpack.encode(_Packed(LAYOUT, lesson, audits)), _LEVEL)
+def pack(lesson: Lesson, audits: list[Kept], drift: MonitorState | None = None) -> bytes:
+    return zlib.compress(msgspec.msgpack.encode(_Packed(LAYOUT, lesson, audits, drift)), _LEVEL)
 
 
-def unpack(data: bytes) -> tuple[Lesson, list[Kept]]:
+def unpack(data: bytes) -> tuple[Lesson, list[Kept], MonitorState | None]:
     """What `pack` gave; raises `ValueError` if it is anything else."""
     try:
         unpacker = zlib.decompressobj()
@@ -56,7 +60,7 @@ def unpack(data: bytes) -> tuple[Lesson, list[Kept]]:
         if (layout := _layout.decode(plain).layout) != LAYOUT:  # type: ignore[attr-defined]
             raise ValueError(f"its layout is {layout}: expected {LAYOUT}")
         packed = _decoder.decode(plain)
-        return packed.lesson, packed.audits
+        return packed.lesson, packed.audits, packed.drift
     except (zlib.error, msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
@@ -73,10 +77,19 @@ class Lessons(Service):
     """
 
     def __init__(
-        self, clients: Clients, topic: Topic, sink: Sink, cascade: Cascade, audits: Audits, *, site: str, every_s: float = EVERY_S
+        self,
+        clients: Clients,
+        topic: Topic,
+        sink: Sink,
+        cascade: Cascade,
+        audits: Audits,
+        monitors: Monitors,
+        *,
+        site: str,
+        every_s: float = EVERY_S,
     ) -> None:
         self.clients, self.topic, self.sink, self.site, self.every_s = clients, topic, sink, site, every_s
-        self.cascade, self.audits = cascade, audits
+        self.cascade, self.audits, self.monitors = cascade, audits, monitors
         super().__init__()
 
     async def on_start(self) -> None:
@@ -84,21 +97,26 @@ class Lessons(Service):
 
     @Service.task
     async def _keep(self) -> None:
+        count = 0
         while not self.should_stop:
             await self.sleep(self.every_s)
-            await self.write()
+            count += 1
+            await self.write(whole=count % WHOLE_EVERY == 0)
 
     async def on_stop(self) -> None:
-        await self.write()
+        await self.write(whole=True)
 
-    async def write(self) -> None:
-        """Write what was learned since the last time; what fails is written the next time."""
+    async def write(self, *, whole: bool) -> None:
+        """Write what was learned since the last time; what fails is written the next time. `whole`: of sources too that nothing was learned
+        of since then, since what their streams are usually like has moved on."""
         lessons = self.cascade.lessons()
+        if whole:
+            lessons |= {name: each for name in self.monitors.sources if (each := self.cascade.lesson(name)) is not None}
         if not lessons:
             return
         try:
-            audits = {source: self.audits.dump(source) for source in lessons}
-            packed = await asyncio.to_thread(lambda: {source: pack(lesson, audits[source]) for source, lesson in lessons.items()})
+            beside = {source: (self.audits.dump(source), self.monitors.dump(source)) for source in lessons}
+            packed = await asyncio.to_thread(lambda: {source: pack(lesson, *beside[source]) for source, lesson in lessons.items()})
             now, room = dt.datetime.now(dt.UTC), self.topic.max_message_bytes - _HEADERS_BYTES
             for source in [source for source, data in packed.items() if len(data) > room]:
                 log.warning(
@@ -114,7 +132,7 @@ class Lessons(Service):
     def hand_over(self) -> None:
         """Write what was learned before partitions go to another worker. Called in the consumer's thread, within a rebalance: it waits for
         a moment, and no longer."""
-        writing = asyncio.run_coroutine_threadsafe(self.write(), self.events)
+        writing = asyncio.run_coroutine_threadsafe(self.write(whole=True), self.events)
         try:
             writing.result(HAND_OVER_S)
         except TimeoutError:
@@ -132,7 +150,7 @@ class Lessons(Service):
                         found[key.decode(errors="replace")] = value
         except BrokerUnavailable as error:
             log.warning("what was learned could not be read back: %s", error)
-        lessons: dict[str, tuple[Lesson, list[Kept]]] = {}
+        lessons: dict[str, tuple[Lesson, list[Kept], MonitorState | None]] = {}
         for source, data in found.items():
             try:
                 lessons[source] = unpack(data)
@@ -140,11 +158,13 @@ class Lessons(Service):
                 log.warning("what was learned of a source is not used: %s", error, extra={"record": source})
         self.events.call_soon_threadsafe(self._recall, lessons)
 
-    def _recall(self, lessons: dict[str, tuple[Lesson, list[Kept]]]) -> None:
+    def _recall(self, lessons: dict[str, tuple[Lesson, list[Kept], MonitorState | None]]) -> None:
         """On the event loop, which has its turn before the frames that are handed over later."""
         taken = 0
-        for source, (lesson, audits) in lessons.items():
+        for source, (lesson, audits, drift) in lessons.items():
             self.audits.load(source, audits)
+            if drift is not None:
+                self.monitors.load(source, drift)
             try:
                 taken += self.cascade.recall(source, lesson)
             except ValueError as error:

@@ -18,7 +18,7 @@ from agents.audits import Audits
 from agents.cascade.agreement import Counts
 from agents.cascade.cascade import Cascade
 from agents.drift.asks import ASKS
-from agents.drift.monitor import StreamMonitor
+from agents.drift.monitor import MonitorState, StreamMonitor
 from schemas.detections import Detections
 from schemas.drift import Drift, DriftState
 from streams import telemetry
@@ -81,6 +81,22 @@ class Monitors:
         """These of so many partitions are served here from now on: sources of others are not silent, they are elsewhere."""
         for source in [source for source in self._of if partition_of(source, count) not in partitions]:
             del self._of[source]
+
+    # ---- what outlives the process
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self._of)
+
+    def dump(self, source: str) -> MonitorState | None:
+        """What is remembered of a source; None if it is not known."""
+        monitor = self._of.get(source)
+        return None if monitor is None else monitor.state()
+
+    def load(self, source: str, state: MonitorState) -> None:
+        """Take up what `dump` gave, unless the source is watched already."""
+        if source not in self._of:
+            self._of[source] = StreamMonitor(source, self.site, state)
 
     def _tell(self, told: list[Drift]) -> list[Drift]:
         for drift in told:

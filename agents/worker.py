@@ -163,7 +163,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         frames_uuid=info.topics[frames.name][0],
         clock=sink.clock,
     )
-    lessons = Lessons(clients, role.read("lessons"), sink, cascade, leaf.audits, site=config.name)
+    lessons = Lessons(clients, role.read("lessons"), sink, cascade, leaf.audits, leaf.monitors, site=config.name)
     reports = Reports(leaf.audits, sink, role.write("accuracy"))
     app = make_app(config, role, folder)
 

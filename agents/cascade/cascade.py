@@ -224,11 +224,12 @@ class Cascade:
     def lessons(self) -> dict[str, Lesson]:
         """What was learned since the last call, by source."""
         fresh, self._fresh = self._fresh, set()
-        return {
-            name: Lesson(of.verdicts, of.stream.dump(), of.eyes.dump(), self.value.dump())
-            for name in sorted(fresh)
-            if (of := self._sources.get(name)) is not None
-        }
+        return {name: lesson for name in sorted(fresh) if (lesson := self.lesson(name)) is not None}
+
+    def lesson(self, source: str) -> Lesson | None:
+        """What was learned of a source; None if it is not known."""
+        of = self._sources.get(source)
+        return Lesson(of.verdicts, of.stream.dump(), of.eyes.dump(), self.value.dump()) if of is not None else None
 
     def unsaved(self, sources: Iterable[str]) -> None:
         """What `lessons` gave of some sources was not kept: it is to be given again."""

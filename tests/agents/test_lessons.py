@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from agents.cascade.agreement import Counts
 from agents.cascade.budgets import Budgets
 from agents.cascade.cascade import Cascade, Lesson
 from agents.cascade.values import ExpectedGain
+from agents.drift.monitor import StreamMonitor
 from agents.lessons import LAYOUT, pack, unpack
 from schemas.detections import Detection, Detections
 from schemas.messages import RANK, Status, Tier, Verdict
@@ -48,7 +50,10 @@ def lesson() -> Lesson:
 def test_a_lesson_comes_back_as_it_was() -> None:
     known = lesson()
     kept = [Kept("m", "d", "leaf-1", [Judged("cam/e/0", 1.0, 0.5, Counts(1, 2, 3))], {"cam/e/0": Doubt(0.5, True, [0.5], [False])})]
-    assert unpack(pack(known, kept)) == (known, kept)
+    monitor = StreamMonitor("cam", "leaf-1")
+    for number in range(100):
+        monitor.frame(number / 10, np.full((160, 160), number, np.uint8))
+    assert unpack(pack(known, kept, monitor.state())) == (known, kept, monitor.state())
 
 
 @given(st.binary(max_size=200))
@@ -64,7 +69,7 @@ def test_a_lesson_that_was_damaged_is_refused_or_the_same(data: st.DataObject) -
     packed = bytearray(pack(known, []))
     packed[data.draw(st.integers(0, len(packed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with contextlib.suppress(ValueError):
-        assert unpack(bytes(packed)) == (known, [])
+        assert unpack(bytes(packed)) == (known, [], None)
 
 
 def test_another_layout_and_what_unpacks_to_too_much_are_refused() -> None:

@@ -110,6 +110,19 @@ def test_a_stream_that_drifts_is_learned_anew_and_audited_more(
     assert desk.leaf.audits._rates["cam"] == pytest.approx(0.05)
 
 
+def test_a_stream_is_known_again_after_a_restart(tools: ModuleType, bench: Make, watching: Detector, street: list[bytes]) -> None:
+    """Of a camera that went dark while nobody was there the first frames tell, since what is usual is remembered."""
+    before, after = bench(watching, link=None), bench(watching, link=None)
+    shift = Shift(tools, before, street)
+    assert shift.play(12) == []
+    state = before.leaf.monitors.dump("cam")
+    assert state is not None
+    after.leaf.monitors.load("cam", state)
+    after.clock.ms = before.clock.ms
+    shift.desk = after
+    assert [each.cause for each in shift.play(8, Degrader(Degradation.parse("darkness@0")))] == [Cause.BRIGHTNESS]
+
+
 def verdict(frame: Any) -> Verdict:
     return Verdict(
         id=str(frame.id),
