@@ -118,20 +118,20 @@ def test_an_alert_may_do_whatever_another_look_may(rate: tuple[float, float, flo
             budgets.spend(size)
 
 
-@pytest.mark.parametrize("reason", [Reason.UNCERTAIN, Reason.AUDIT])
-def test_others_leave_a_quarter_in_hand_for_alerts(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", [Reason.UNCERTAIN, Reason.UNJUDGED])
+def test_others_leave_a_quarter_in_hand_for_audits_and_alerts(reason: Reason) -> None:
     budgets, _ = make(bytes_per_s=1000, inferences_per_s=2, burst_s=5)  # room for 5000 bytes and 10 looks
-    count = 0
-    while budgets.forbids(reason, 100) is None:
-        budgets.spend(100)
-        count += 1
-    assert count == 7  # 7.5 looks are three quarters
+
+    def taken(by: Reason) -> int:
+        count = 0
+        while budgets.take(by, 100) is None:
+            count += 1
+        return count
+
+    assert taken(reason) == 7  # 7.5 looks are three quarters
     assert budgets.forbids(reason, 100) == "inferences"
-    alerts = 0
-    while budgets.forbids(Reason.ALERT, 100) is None:
-        budgets.spend(100)
-        alerts += 1
-    assert alerts == 13  # the 3 that were left, and 10 on credit
+    assert taken(Reason.AUDIT) == 3, "an audit may have what is left, and no credit"
+    assert taken(Reason.ALERT) == 10, "an alert has credit"
 
 
 def test_debt_is_repaid_before_anything_else_is_bought() -> None:

@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 import string
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -60,6 +60,8 @@ def _value(hint: Any, name: str = "") -> Any:
         hint = get_args(hint)[0]
     if get_origin(hint) in {Union, type(int | None)}:
         return None if type(None) in get_args(hint) else _value(get_args(hint)[0], name)
+    if get_origin(hint) is Literal:
+        return get_args(hint)[0]
     if get_origin(hint) is tuple:
         inner, *more = get_args(hint)
         if more and more[0] is not Ellipsis:
