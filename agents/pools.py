@@ -104,6 +104,11 @@ class LimitedPool:
                 self._changed.notify()
         return call.future
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a thread."""
+        return len(self._waiting)
+
     def left_behind(self) -> Counter[int]:
         """How many threads have not come back, by what they were about."""
         with self._changed:

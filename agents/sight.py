@@ -134,7 +134,8 @@ class Sight:
         Parameters
         ----------
         sizes
-            The set of input sides to look in, where the first choice's model works and the set can be had; else the configured one.
+            The set of input sides to look in, where the first choice's model works, the set can be had and no frames wait in line; else the
+            configured one.
         begun
             Called in the thread once, when the look begins; what it raises is the answer.
 
@@ -147,7 +148,7 @@ class Sight:
         def look(attempt: Attempt) -> Seen | None:
             if attempt.number == 0:
                 begun()
-            return self._look(jpeg, attempt, sizes)
+            return self._look(jpeg, attempt, sizes if self._pool.waiting <= self.workers else None)
 
         return self._pool.submit(look)
 
@@ -169,7 +170,7 @@ class Sight:
         return self._beside.submit(look)
 
     def at_most_s(self) -> float:
-        """How long a look may take so that frames that come as they do now keep the threads busy for half of the time."""
+        """How long a look may take so that frames that come as they do now keep the threads busy for no more than `BUSY` of the time."""
         with self._lock:
             return min(BUSY * self.workers / self._pace.rate(self._clock()), self.slow_s * BUSY)
 

@@ -25,7 +25,7 @@ log = logging.getLogger("headwater.sizes")
 Sizes = tuple[int, ...]
 
 LADDER = (224, 320, 416)  # input sides that the sets of our own model are made of
-BUSY = 0.5  # share of the time that the looks' threads may be at work for another set to be chosen
+BUSY = 0.35  # share of the time that the looks' threads may be at work for another set to be chosen
 _SMOOTH = 0.1
 
 

@@ -20,7 +20,7 @@ from agents.inference.detector import Detector, Look, load
 from agents.inference.engines import EngineFailed
 from agents.pace import Pace
 from agents.sight import Seen, Sight
-from agents.sizes import OtherSizes, choices
+from agents.sizes import BUSY, OtherSizes, choices
 from agents.steps import rungs_of
 from infra.assets.models import ready_models
 from schemas.config import Detector as Settings
@@ -158,8 +158,17 @@ def test_a_leaf_that_is_busy_allows_no_larger_look(sight: Callable[..., Sight], 
     for number in range(2000):  # two hundred a second
         now.at_s = 5 + number / 200
         eyes._pace.add(now.at_s)
-    assert 0.04 < calm < 0.1
-    assert eyes.at_most_s() == pytest.approx(0.0025, rel=0.2)
+    assert calm == pytest.approx(BUSY / 10, rel=0.6), "it has seen five seconds of them"
+    assert eyes.at_most_s() == pytest.approx(BUSY / 200, rel=0.2)
+
+
+def test_where_frames_wait_in_line_they_are_looked_at_as_configured(sight: Callable[..., Sight], street: list[bytes]) -> None:
+    eyes = sight(workers=1)
+    all_loaded(eyes)
+    looks = [eyes.see(street[0], sizes=(416,)) for _ in range(20)]
+    found = [seen.sizes for look in looks if (seen := look.result(LIMIT_S)) is not None]
+    assert found[5:15] == [(224,)] * 10
+    assert found[-1] == (416,), "the last has nobody behind it"
 
 
 class Now:

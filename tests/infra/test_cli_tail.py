@@ -144,7 +144,7 @@ def test_any_topic_of_the_cluster_and_full_names(headwater: Run, site: Site, pre
     ("arguments", "code", "told"),
     [
         (("verdict",), 1, "has no topic 'verdict': did you mean verdicts"),
-        (("zzz",), 1, "has no topic 'zzz': there are: accounts, alerts, "),
+        (("zzz",), 1, "has no topic 'zzz': there are: accounts, accuracy, alerts, "),
         (("alerts", "--from", "yesterday"), 2, "expected beginning, end, an age"),
         (("alerts", "-n", "3", "--from", "end"), 2, "-n and --from both say where to begin"),
         (("alerts", "--region"), 1, "has no [link]: this site has no region"),
