@@ -91,9 +91,13 @@ class Silences(Service):
 
     @Service.task
     async def _watch(self) -> None:
+        known_for = 0
         while not self.should_stop:
+            before_s = time.monotonic()
             await self.sleep(SILENCE_CHECK_S)
-            if self.frames.lag == 0 and (found := self.leaf.tick()):
+            stood_still = time.monotonic() - before_s > 3 * SILENCE_CHECK_S  # we did, not the cameras: what came meanwhile is not read yet
+            known_for = known_for + 1 if self.frames.lag == 0 and not stood_still else 0
+            if known_for > 2 and (found := self.leaf.tick()):
                 await self.sink.write(found)
 
 
