@@ -5,6 +5,10 @@ Order of preference: not failed; rank; status (final, provisional, unanswered); 
 note is no part of it: it says how things stood (the region was away), and a frame that is looked at again, in other circumstances, has the
 same answer. Of two verdicts that differ in nothing else the first holds.
 
+What a leaf believes of a frame (a verdict with `seen`) depends on the frames before it and on what it has learned, so a frame that is
+looked at again may be believed to hold something else. Such verdicts are of one height whatever they hold, and the first holds: else a
+memory that has settled the record, and knows its height alone, would keep another one than a memory that has not.
+
 What becomes of alerts, which follow the result of their own frame, is in `schemas/alerts.py`.
 """
 
@@ -23,11 +27,11 @@ _COMMON = Answer.__struct_fields__
 
 def order_of(verdict: Verdict) -> str:
     """A verdict's place in the order of preference, as text that compares the same way."""
+    height = f"{int(verdict.status is not Status.FAILED)}.{verdict.rank:02d}.{_STATUS_HEIGHT[verdict.status]}.{verdict.generation:010d}"
+    if verdict.seen is not None:
+        return f"{height}.{0:05d}.{0:032x}"
     digest = hashlib.sha256(msgspec.structs.replace(verdict, note=None).to_bytes()).hexdigest()[:32]
-    return (
-        f"{int(verdict.status is not Status.FAILED)}.{verdict.rank:02d}.{_STATUS_HEIGHT[verdict.status]}"
-        f".{verdict.generation:010d}.{round(verdict.confidence * 10_000):05d}.{digest}"
-    )
+    return f"{height}.{round(verdict.confidence * 10_000):05d}.{digest}"
 
 
 def result_of(verdict: Verdict) -> Result:
