@@ -15,6 +15,7 @@ from functools import partial
 
 import msgspec
 
+from agents.cascade.boxes import Boxes, boxes_of
 from agents.cascade.cascade import Cascade
 from agents.cascade.stream import View
 from agents.inference.detector import Look
@@ -28,7 +29,7 @@ from streams import telemetry
 log = logging.getLogger("headwater.leaf")
 
 KEPT = 1000  # frames of all sources that are known again
-TRIALS = 2  # frames that are looked at in other sizes at a time
+TRIAL_SHARE = 0.1  # of the time, in which a frame may be looked at in other sizes
 ALLOW_S = 2.0  # how often it is seen to which sizes the leaf can keep up with
 
 
@@ -50,7 +51,7 @@ class Beliefs:
         self._asked: set[str] = set()  # of these
         self._trying: dict[str, asyncio.Future[dict[Sizes, Look] | None]] = {}
         self._heard: dict[str, Verdict] = {}  # answers to frames that are still being tried
-        self._allowed_at_s = float("-inf")
+        self._allowed_at_s = self._trial_at_s = float("-inf")
 
     def sizes(self, source: str) -> Sizes:
         """The input sides that a source's next frame is to be looked at in."""
@@ -83,13 +84,15 @@ class Beliefs:
             return
         self._asked.add(record)
         self.cascade.ask(frame.source, record, belief.view, now_s)
-        if seen.sizes is None or len(self._trying) >= TRIALS or not self.cascade.wants_trial(frame.source):
+        begun_s = self._clock()
+        if seen.sizes is None or self._trying or begun_s < self._trial_at_s or not self.cascade.wants_trial(frame.source):
             return
         trial = self._trying[record] = asyncio.wrap_future(self.sight.try_sizes(frame.jpeg, seen))
-        trial.add_done_callback(partial(self._tried, frame.source, record))
+        trial.add_done_callback(partial(self._tried, frame.source, record, begun_s))
 
-    def _tried(self, source: str, record: str, trial: asyncio.Future[dict[Sizes, Look] | None]) -> None:
+    def _tried(self, source: str, record: str, begun_s: float, trial: asyncio.Future[dict[Sizes, Look] | None]) -> None:
         del self._trying[record]
+        self._trial_at_s = self._clock() + (self._clock() - begun_s) * (1 / TRIAL_SHARE - 1)
         if not trial.cancelled():
             if (error := trial.exception()) is not None:
                 log.warning("a frame could not be looked at in other sizes: %s", error, extra={"record": record})
@@ -106,5 +109,6 @@ class Beliefs:
             telemetry.LESSONS.inc()
 
 
-def _faint(look: Look) -> Detections:
-    return look.detections if look.faint is None else Detections(look.faint)
+def _faint(look: Look) -> Boxes:
+    """All that a look told of, however faint."""
+    return boxes_of(look.detections) if look.faint is None else Boxes(*look.faint)

@@ -8,6 +8,7 @@ import datetime as dt
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any
 
 from mode import Service
@@ -22,6 +23,7 @@ log = logging.getLogger("headwater.hearing")
 
 SINCE = dt.timedelta(minutes=2)  # what is said again and again within this time
 AGAIN_S = 5.0
+STOP_S = 0.5  # how long the end is not noticed
 
 
 class Hearing(Service):
@@ -57,7 +59,7 @@ class Hearing(Service):
             try:
                 for stored in read(self._clients, self._topics, start=SINCE, follow=True, stop=self._stop):
                     said = ""
-                    self._events.call_soon_threadsafe(self._hear, stored)
+                    self._hand_over(stored)
             except Fault as error:  # the broker is away, or a topic is not there yet
                 if str(error) != said:
                     said = str(error)
@@ -67,8 +69,18 @@ class Hearing(Service):
                 if not self._stop.is_set():  # else the event loop has ended
                     raise
 
-    def _hear(self, stored: Stored) -> None:
+    def _hand_over(self, stored: Stored) -> None:
+        """Wait until a record was heard. What comes in a burst, such as the answers after an outage, would be heard in one piece otherwise,
+        and all else on the event loop would wait for it."""
+        heard = Future[None]()
+        self._events.call_soon_threadsafe(self._hear, stored, heard)
+        while not self._stop.is_set() and not wait([heard], STOP_S).done:
+            pass
+
+    def _hear(self, stored: Stored, heard: Future[None]) -> None:
         try:
             self._handlers[stored.topic.name](stored)
         except InvalidRecord as error:
             log.warning("a record is passed over: %s", error, extra={"topic": stored.topic.name, "offset": stored.offset})
+        finally:
+            heard.set_result(None)

@@ -28,6 +28,7 @@ from agents.reach import AWAY, LATER
 from agents.sight import Seen, Sight
 from schemas.config import SiteConfig
 from schemas.detections import Detections
+from schemas.drift import Drift
 from schemas.frames import Frame, InvalidFrame, Origin, read_frame
 from schemas.intervals import Intervals
 from schemas.messages import RANK, Alert, Control, Drop, Reason, Status, Tier, Verdict
@@ -157,7 +158,9 @@ class Leaf:
             except InvalidFrame as error:
                 rejected.append(Rejected(index, error))
                 continue
-            look = asyncio.wrap_future(self.sight.see(frame.jpeg, partial(self._begin, appended_ms), self.beliefs.sizes(frame.source)))
+            begun, sizes = partial(self._begin, appended_ms), self.beliefs.sizes(frame.source)
+            watched = not frame.replays and self.monitors.wants(frame.source, appended_ms / 1000)
+            look = asyncio.wrap_future(self.sight.see(frame.jpeg, begun, sizes, watched=watched))
             sources.setdefault(frame.source, []).append(_Taken(index, frame, look, appended_ms))
         ready: Ready = asyncio.Queue(maxsize=256)
         # Their first steps run in this order and before those of later batches: so each source's turns are taken in order.
@@ -265,10 +268,6 @@ class Leaf:
         index, frame, trace = taken.index, taken.frame, taken.frame.traceparent
         belief = self.beliefs.about(frame, seen)
         detections = belief.detections
-        if belief.view is not None:
-            drifts = self.monitors.frame(frame.source, taken.appended_ms / 1000, seen.look.glance, detections)
-            if drifts:
-                await ready.put(Emitted(index, tuple(outputs.drift(self.drift, each) for each in drifts), finished=False))
         telemetry.observe_stages({**seen.look.stages._asdict(), "look": seen.look.stages.total_s})
         alerts = self.rules.judge(frame, detections, seen.digest, age_s=self.clock.age_s(taken.appended_ms))
         if alerts:
@@ -283,7 +282,11 @@ class Leaf:
             self.beliefs.ask(frame, seen, belief, self.questions.clock())
         if drawn is not None and belief.view is not None:
             self.audits.asked(verdict, drawn, otherwise=wish.otherwise, sent=asked)
-        await ready.put(Emitted(index, (outputs.answer(self.verdicts, verdict, trace),), finished=not asked and not alerts))
+        drifts: list[Drift] = []
+        if belief.view is not None:
+            drifts = self.monitors.frame(frame.source, taken.appended_ms / 1000, seen.picture, detections)
+        answered = (outputs.answer(self.verdicts, verdict, trace), *(outputs.drift(self.drift, each) for each in drifts))
+        await ready.put(Emitted(index, answered, finished=not asked and not alerts))
         telemetry.VERDICTS.labels(verdict.status).inc()
         question = None
         if wish.reason is not None:

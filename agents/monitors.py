@@ -11,14 +11,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection
 
-import numpy as np
-from numpy.typing import NDArray
-
 from agents.audits import Audits
 from agents.cascade.agreement import Counts
 from agents.cascade.cascade import Cascade
 from agents.drift.asks import ASKS
 from agents.drift.monitor import MonitorState, StreamMonitor
+from agents.drift.traits import Traits
 from schemas.detections import Detections
 from schemas.drift import Drift, DriftState
 from streams import telemetry
@@ -27,6 +25,7 @@ from streams.partition import partition_of
 log = logging.getLogger("headwater.drift")
 
 SOURCES = 1000
+EVERY_S = 0.09  # at 30 frames a second every third, although they come a little unevenly
 
 
 class Monitors:
@@ -35,20 +34,31 @@ class Monitors:
     def __init__(self, site: str, cascade: Cascade, audits: Audits) -> None:
         self.site, self.cascade, self.audits = site, cascade, audits
         self._of: OrderedDict[str, StreamMonitor] = OrderedDict()
+        self._watched_at_s: dict[str, float] = {}
 
-    def frame(self, source: str, at_s: float, glance: NDArray[np.uint8] | None, detections: Detections) -> list[Drift]:
+    def wants(self, source: str, at_s: float) -> bool:
+        """Whether it should be measured what a source's next frame is like: a picture every tenth of a second tells as much as all."""
+        watched_at_s = self._watched_at_s.get(source, float("-inf"))
+        if 0 <= at_s - watched_at_s < EVERY_S:
+            return False
+        self._watched_at_s[source] = at_s
+        if len(self._watched_at_s) > SOURCES:
+            del self._watched_at_s[next(iter(self._watched_at_s))]
+        return True
+
+    def frame(self, source: str, at_s: float, picture: Traits | None, detections: Detections) -> list[Drift]:
         """The next frame of a source came, and was answered so.
 
         Parameters
         ----------
         at_s
             When the broker took it, in seconds since 1970.
-        glance
-            The picture, grey and small; None if it is not known.
+        picture
+            What it is like; None if that was not measured.
         """
         monitor = self._monitor(source)
         was_open = bool(monitor.open)
-        told = monitor.frame(at_s, glance) + monitor.answer(at_s, detections)
+        told = monitor.frame(at_s, picture) + monitor.answer(at_s, detections)
         if was_open or told:
             asks = monitor.asks(at_s)
             self.cascade.claim(source, asks.budget)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from agents.drift.traits import Traits, traits
 from agents.inference.detector import Detector, Look
 from agents.inference.engines import EngineFailed, NoEngine
 from agents.inference.images import UndecodableImage
@@ -43,6 +44,7 @@ class Seen(NamedTuple):
     digest: str
     note: str | None = None
     sizes: Sizes | None = None  # the set of input sides, where it may be chosen: None for a smaller model
+    picture: Traits | None = None  # what the frame itself is like, if that was asked for
 
 
 class _Broken(Exception):
@@ -128,7 +130,9 @@ class Sight:
 
     # ---- looks
 
-    def see(self, jpeg: bytes, begun: Callable[[], None] = lambda: None, sizes: Sizes | None = None) -> Future[Seen | None]:
+    def see(
+        self, jpeg: bytes, begun: Callable[[], None] = lambda: None, sizes: Sizes | None = None, *, watched: bool = False
+    ) -> Future[Seen | None]:
         """Look at a picture as soon as a thread is free; None if no step works.
 
         Parameters
@@ -136,6 +140,8 @@ class Sight:
         sizes
             The set of input sides to look in, where the first choice's model works, the set can be had and no frames wait in line; else the
             configured one.
+        watched
+            Whether it is to be said what the picture itself is like (`Seen.picture`).
         begun
             Called in the thread once, when the look begins; what it raises is the answer.
 
@@ -148,7 +154,11 @@ class Sight:
         def look(attempt: Attempt) -> Seen | None:
             if attempt.number == 0:
                 begun()
-            return self._look(jpeg, attempt, sizes if self._pool.waiting <= self.workers else None)
+            seen = self._look(jpeg, attempt, sizes if self._pool.waiting <= self.workers else None)
+            if seen is None or seen.look.pixels is None:
+                return seen
+            picture = traits(seen.look.pixels) if watched else None
+            return seen._replace(look=seen.look._replace(pixels=None), picture=picture)  # which would be kept until the answer is out
 
         return self._pool.submit(look)
 

@@ -28,11 +28,16 @@ class Boxes(NamedTuple):
         return Boxes(tuple(self.labels[index] for index in indexes), self.scores[indexes], self.corners[indexes])
 
 
-def boxes_of(detections: Detections, most: int | None = None) -> Boxes:
-    """The detections as arrays, in their order; the first `most` of them."""
-    chosen = list(detections)[:most]
-    table = np.asarray([(d.score, d.x0, d.y0, d.x1, d.y1) for d in chosen], np.float64).reshape(-1, 5)
-    return Boxes(tuple(d.label for d in chosen), table[:, 0], table[:, 1:])
+def boxes_of(detections: Detections) -> Boxes:
+    """The detections as arrays, in their order."""
+    table = np.asarray([(d.score, d.x0, d.y0, d.x1, d.y1) for d in detections], np.float64).reshape(-1, 5)
+    return Boxes(tuple(d.label for d in detections), table[:, 0], table[:, 1:])
+
+
+def best_of(seen: Boxes | Detections, most: int) -> Boxes:
+    """The first of what was seen, as arrays."""
+    boxes = seen if isinstance(seen, Boxes) else boxes_of(seen)
+    return boxes if len(boxes.labels) <= most else Boxes(boxes.labels[:most], boxes.scores[:most], boxes.corners[:most])
 
 
 def detections_of(boxes: Boxes, tracks: Ints | None = None) -> Detections:
@@ -57,12 +62,20 @@ def _detection(label: str, score: float, box: list[float], track: int) -> Detect
 
 def ious(first: Floats, second: Floats) -> Floats:
     """Intersection over union of each of [n, 4] boxes with each of [m, 4], as [n, m]."""
-    width, height = (
-        np.minimum.outer(first[:, axis + 2], second[:, axis + 2]) - np.maximum.outer(first[:, axis], second[:, axis]) for axis in (0, 1)
-    )
-    shared = np.maximum(width, 0.0) * np.maximum(height, 0.0)
-    total = np.add.outer(areas(first), areas(second)) - shared
-    return np.asarray(shared / np.where(total > 0, total, 1.0), np.float64)
+    shared = _shared(first, second, 0)
+    shared *= _shared(first, second, 1)
+    total = np.add.outer(areas(first), areas(second))
+    total -= shared
+    total[total <= 0] = 1.0
+    shared /= total
+    return shared
+
+
+def _shared(first: Floats, second: Floats, axis: int) -> Floats:
+    """[n, m], how much of an axis each two boxes have in common."""
+    length = np.minimum.outer(first[:, axis + 2], second[:, axis + 2])
+    length -= np.maximum.outer(first[:, axis], second[:, axis])
+    return np.asarray(np.maximum(length, 0.0, out=length), np.float64)
 
 
 def areas(corners: Floats) -> Floats:
@@ -115,3 +128,11 @@ def same_label(first: tuple[str, ...], second: tuple[str, ...]) -> NDArray[np.bo
     numbers: dict[str, int] = {}
     one, two = ([numbers.setdefault(label, len(numbers)) for label in labels] for labels in (first, second))
     return np.asarray(np.equal.outer(np.asarray(one, np.int64), np.asarray(two, np.int64)), np.bool_)
+
+
+def members(values: Ints, among: Ints) -> NDArray[np.bool_]:
+    """[n], which values are among others that stand in ascending order. A frame asks this often of few: `numpy.isin` is made for many."""
+    if not len(among):
+        return np.zeros(len(values), np.bool_)
+    at = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    return np.asarray(among[at] == values, np.bool_)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from agents.cascade.boxes import Boxes, boxes_of
+from agents.cascade.boxes import Boxes, best_of, boxes_of
 from agents.cascade.budgets import Budgets
 from agents.cascade.eyes import Eyes, Sizes, Tried
 from agents.cascade.governor import Governor
@@ -97,7 +97,7 @@ class Cascade:
         """The time of a source's frame on the source's own clock; None if it was seen before, and is not to be seen again."""
         return self._source(source).timeline.place(epoch, sequence, captured_at)
 
-    def see(self, source: str, at_s: float, seen: Detections, model: str = "", sizes: Sizes | None = None) -> View:
+    def see(self, source: str, at_s: float, seen: Boxes | Detections, model: str = "", sizes: Sizes | None = None) -> View:
         """Take in what a source's next frame holds.
 
         Parameters
@@ -159,7 +159,7 @@ class Cascade:
         """Whether a frame that is asked about should be looked at in every allowed size, so that the answer tells which serves best."""
         return self._source(source).eyes.wants_trial()
 
-    def ask(self, source: str, key: str, view: View, now_s: float, trial: Mapping[Sizes, Detections] | None = None) -> None:
+    def ask(self, source: str, key: str, view: View, now_s: float, trial: Mapping[Sizes, Boxes | Detections] | None = None) -> None:
         """Remember that the next tier is asked about a frame."""
         of = self._source(source)
         of.since[key] = now_s - of.asked_at_s
@@ -175,11 +175,11 @@ class Cascade:
         while len(self._asked) > ASKED:
             self._forget(*self._asked.popitem(last=False)[0])
 
-    def tried(self, source: str, key: str, trial: Mapping[Sizes, Detections]) -> None:
+    def tried(self, source: str, key: str, trial: Mapping[Sizes, Boxes | Detections]) -> None:
         """What a frame that is asked about holds, looked at in every size; for an answer that is still to come."""
         of = self._source(source)
         if key in of.trials:
-            of.trials[key] = {sizes: boxes_of(seen, MOST_BOXES) for sizes, seen in trial.items()}
+            of.trials[key] = {sizes: best_of(seen, MOST_BOXES) for sizes, seen in trial.items()}
 
     def _forget(self, source: str, key: str) -> None:
         of = self._sources.get(source)

@@ -5,26 +5,72 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agents.cascade.boxes import Floats, Ints, centred, ious, logit
+from agents.cascade.boxes import Floats, Ints, centred, ious, logit, members
 from agents.cascade.tracks import Followed
 
 LABEL_SLOTS = 6  # classes that have a bias of their own on a stream; those that come later share none
 SCORE_FEATURES = 14 + LABEL_SLOTS
 BOX_FEATURES = 10
 IDENTITY = 0  # the feature that is the logit of the detector's own score
-KEEP_S = 60.0  # what was said of a track is of no use later
 
 _SHORT_S, _MIDDLE_S, _LONG_S = 1.0, 3.0, 6.0  # over which what was said of a track fades
 _LARGEST_OFFSET = 0.5  # of a box's side
 
 
-class Told(NamedTuple):
-    """What a higher tier last said of a track."""
+class Told:
+    """What a higher tier last said of each track of a source, as arrays in the order of the tracks' numbers."""
 
-    logit: float  # of its score; below zero where it saw nothing
-    at_s: float  # when the frame was taken
-    offset: tuple[float, float, float, float]  # its box's centre and size against ours, in shares of our box's size
+    def __init__(self) -> None:
+        self.tracks: Ints = np.empty(0, np.int64)
+        self._logits: Floats = np.empty(0)  # of the score that it gave; below zero where it saw nothing
+        self._at_s: Floats = np.empty(0)  # when the frame was taken
+        self._offsets: Floats = np.empty((0, 4))  # its box's centre and size against ours, in shares of our box's size
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+    @property
+    def seen(self) -> Ints:
+        """The tracks where it saw something, ascending."""
+        return self.tracks[self._logits > 0]
+
+    def note(self, tracks: Ints, logits: Floats, at_s: float, offsets: Floats, alive: Ints) -> None:
+        """Take in what was said of the tracks of a frame, unless a later frame's verdict has come first.
+
+        Parameters
+        ----------
+        tracks
+            [n], each once.
+        alive
+            The tracks that may still be seen, ascending; what was said of others is let go.
+        """
+        known, at = self._find(tracks)
+        news = members(tracks, alive)
+        news[known] &= self._at_s[at[known]] <= at_s
+        kept = members(self.tracks, alive) & ~np.isin(self.tracks, tracks[news])
+        together = np.concatenate([self.tracks[kept], tracks[news]])
+        order = np.argsort(together)
+        self.tracks = together[order]
+        self._logits = np.concatenate([self._logits[kept], logits[news]])[order]
+        self._at_s = np.concatenate([self._at_s[kept], np.full(int(news.sum()), at_s)])[order]
+        self._offsets = np.concatenate([self._offsets[kept], offsets[news]])[order]
+
+    def of(self, tracks: Ints, at_s: float) -> tuple[Floats, Floats, Floats]:
+        """What was said of each of some tracks: the logits [n], how long ago [n], and the offsets [n, 4]; nothing, infinitely long ago, of
+        those that nothing was said of."""
+        logits, age_s, offsets = np.zeros(len(tracks)), np.full(len(tracks), np.inf), np.zeros((len(tracks), 4))
+        known, at = self._find(tracks)
+        at = at[known]
+        logits[known], offsets[known] = self._logits[at], self._offsets[at]
+        age_s[known] = np.maximum(0.0, at_s - self._at_s[at])
+        return logits, age_s, offsets
+
+    def _find(self, tracks: Ints) -> tuple[NDArray[np.bool_], Ints]:
+        """Of which tracks something is known, and the rows of those."""
+        at = np.searchsorted(self.tracks, tracks)
+        return members(tracks, self.tracks), at
 
 
 class Features(NamedTuple):
@@ -43,23 +89,19 @@ class Labels:
 
     def slots(self, labels: tuple[str, ...]) -> Ints:
         """[n], the slot of each label, or -1."""
-        for label in labels:
-            if len(self.names) < LABEL_SLOTS and label not in self.names:
-                self.names = (*self.names, label)
+        if len(self.names) < LABEL_SLOTS:
+            self.names = tuple(dict.fromkeys((*self.names, *labels)))[:LABEL_SLOTS]
         found = {name: slot for slot, name in enumerate(self.names)}
         return np.fromiter((found.get(label, -1) for label in labels), np.int64, len(labels))
 
 
-def features(followed: Followed, told: dict[int, Told], labels: Labels, at_s: float) -> Features:
+def features(followed: Followed, told: Told, labels: Labels, at_s: float) -> Features:
     """The features of one frame's boxes. All are of the order of one, so that one prior serves them all."""
     boxes, count = followed.boxes, len(followed.tracks)
     place = centred(boxes.corners)
     size = np.maximum(np.concatenate([place[:, 2:], place[:, 2:]], axis=1), 1e-3)
     seen = np.arange(count) < followed.seen
-    heard = [told.get(number) for number in followed.tracks.tolist()]
-    age_s = np.array([max(0.0, at_s - each.at_s) if each else np.inf for each in heard]).reshape(count)
-    opinion = np.array([each.logit if each else 0.0 for each in heard]).reshape(count)
-    offset = np.array([each.offset if each else (0.0,) * 4 for each in heard]).reshape(count, 4)
+    opinion, age_s, offset = told.of(followed.tracks, at_s)
     score = np.zeros((count, SCORE_FEATURES))
     score[:, IDENTITY] = np.where(seen, logit(boxes.scores), 0.0)
     score[:, 1] = 1.0
@@ -98,4 +140,6 @@ def _crowding(corners: Floats) -> Floats:
     """[n], the greatest overlap of each box with one that stands before it."""
     if len(corners) < 2:
         return np.zeros(len(corners))
-    return np.asarray(np.tril(ious(corners, corners), -1).max(axis=1), np.float64)
+    overlap = ious(corners, corners)
+    overlap *= np.tri(len(corners), k=-1)
+    return np.asarray(overlap.max(axis=1), np.float64)

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.cascade.boxes import Boxes, Floats, Ints, greedy, ious, same_label
+from agents.cascade.boxes import Boxes, Floats, greedy, ious, same_label
 
 WINDOW = 96  # frames
 EVERY = 8  # frames between two choices, each of which costs some milliseconds
@@ -53,15 +53,35 @@ def mark(answer: Boxes, truth: Boxes, sure: NDArray[np.bool_]) -> Mark:
 
 def average_precision(marks: Sequence[Mark], overlap: int = 0) -> float:
     """Area under the interpolated precision-recall curve over some frames, 0 to 1; 0 where nothing was to be found."""
-    truths = sum(each.truths for each in marks)
-    if not truths:
-        return 0.0
-    scores = np.concatenate([np.asarray(each.scores, np.float64) for each in marks])
-    right = np.concatenate([np.asarray(each.right[overlap], np.float64) for each in marks])
-    found = np.cumsum(right[np.argsort(-scores, kind="stable")])
-    precision = found / np.arange(1, len(found) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(precision * np.diff(found, prepend=0.0)) / truths)
+    return float(average_precisions(marks, np.ones((1, len(marks)), np.bool_))[0, overlap])
+
+
+def average_precisions(marks: Sequence[Mark], parts: NDArray[np.bool_]) -> Floats:
+    """The same of several parts of the frames, sorted once for all.
+
+    Parameters
+    ----------
+    parts
+        [p, frames], which frames are in each part.
+
+    Returns
+    -------
+    Floats
+        [p, overlaps].
+    """
+    truths = parts @ np.array([each.truths for each in marks], np.float64)
+    scores = np.array([score for each in marks for score in each.scores], np.float64)
+    frame = np.repeat(np.arange(len(marks)), [len(each.scores) for each in marks])
+    order = np.argsort(-scores, kind="stable")
+    among = parts[:, frame[order]]
+    ranked = np.maximum(np.cumsum(among, axis=1), 1)
+    found_of_all = []
+    for overlap in range(len(_OVERLAPS)):
+        right = np.array([each for one in marks for each in one.right[overlap]], np.float64)[order] * among
+        precision = np.cumsum(right, axis=1) / ranked
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        found_of_all.append(np.sum(precision * right, axis=1) / np.maximum(truths, 1))
+    return np.stack(found_of_all, axis=1) * (truths > 0)[:, None]
 
 
 class Gate:
@@ -92,25 +112,17 @@ class Gate:
         if len(self.marks) < LEAST_FRAMES or sum(each[0].truths for each in self.marks) < LEAST_TRUTHS:
             return 0
         frames = np.arange(len(self.marks))
-        whole = self._qualities(frames)
-        parts = np.array([self._qualities(np.setdiff1d(frames, block)) for block in np.array_split(frames, _BLOCKS)])
+        parts = np.array([frames >= 0, *(~np.isin(frames, block) for block in np.array_split(frames, _BLOCKS))])
+        qualities = np.stack([average_precisions([each[way] for each in self.marks], parts) for way in range(self._ways)], axis=1)
+        whole, without = qualities[0], qualities[1:]
         best, most = 0, 0.0
         for way in sorted(self.allowed - {0}):
-            gain, gains = whole[way] - whole[0], (parts[:, way] - parts[:, 0]).mean(axis=1)
+            gain, gains = whole[way] - whole[0], (without[:, way] - without[:, 0]).mean(axis=1)
             error = np.sqrt((_BLOCKS - 1) / _BLOCKS * np.sum((gains - gains.mean()) ** 2))
             certain = gain.mean() - (0.0 if way == self.chosen else error)  # what is in use stays until it is no better
             if gain[0] >= 0 and certain > most:
                 best, most = way, certain
         return best
-
-    def _qualities(self, frames: Ints) -> Floats:
-        """[ways, overlaps]."""
-        return np.array(
-            [
-                [average_precision([self.marks[frame][way] for frame in frames.tolist()], overlap) for overlap in range(len(_OVERLAPS))]
-                for way in range(self._ways)
-            ]
-        )
 
     def dump(self) -> Examined:
         return Examined(list(self.marks), self.chosen, self._examined)

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from agents.cascade.boxes import Boxes, Floats, boxes_of, detections_of, greedy, ious, logit, same_label
+from agents.cascade.boxes import Boxes, Floats, best_of, boxes_of, detections_of, greedy, ious, logit, same_label
 from agents.cascade.calibrator import Calibrator
 from agents.cascade.corrector import Corrector, Learned
-from agents.cascade.features import KEEP_S, Features, Labels, Told, features, offsets
+from agents.cascade.features import Features, Labels, Told, features, offsets
 from agents.cascade.gate import Examined, Gate
 from agents.cascade.tracks import Followed, Tracker
 from agents.inference.detector import FAINT_BOXES
@@ -104,7 +104,7 @@ class Stream:
         self.publish_from, self.teach = publish_from, teach
         self.tracker, self.labels = Tracker(), Labels()
         self._lessons: OrderedDict[str, _Lessons] = OrderedDict({"": _Lessons()})  # by model; the last is in use
-        self._told: dict[int, Told] = {}
+        self._told = Told()
         self.asked: OrderedDict[str, View] = OrderedDict()  # frames whose answers are waited for, oldest first
         self._at_s = -np.inf
 
@@ -127,7 +127,7 @@ class Stream:
 
     # ---- frames
 
-    def see(self, at_s: float, seen: Detections) -> View:
+    def see(self, at_s: float, seen: Boxes | Detections) -> View:
         """Take in the next frame.
 
         Parameters
@@ -138,10 +138,8 @@ class Stream:
             What the model saw in it, best first; what is beyond `MOST_BOXES` is left out.
         """
         at_s = self._at_s = max(at_s, self._at_s)
-        raw = boxes_of(seen, MOST_BOXES)
-        spoken = frozenset(number for number, told in self._told.items() if told.logit > 0)
-        followed = self.tracker.follow(raw, at_s, spoken)
-        self._forget(at_s, followed)
+        raw = best_of(seen, MOST_BOXES)
+        followed = self.tracker.follow(raw, at_s, self._told.seen)
         known = features(followed, self._told, self.labels, at_s)
         probability = self.corrector.scores(known)
         believed, tracks = self._answer(self.gate.chosen, followed, known, probability)
@@ -163,10 +161,6 @@ class Stream:
         boxes = Boxes(followed.boxes.labels, probability, corners).take(order)
         alone = _without_doubles(boxes)
         return boxes.take(alone), tuple(followed.tracks[order[alone]].tolist())
-
-    def _forget(self, at_s: float, followed: Followed) -> None:
-        if len(self._told) > 4 * len(self.tracker) + 64:
-            self._told = {number: told for number, told in self._told.items() if at_s - told.at_s <= KEEP_S}
 
     def look_with(self, model: str, calibrator: Calibrator | None = None) -> None:
         """Another model looks at the stream from the next frame on: what its scores mean is something else. Tracks go on, and what was
@@ -239,29 +233,18 @@ class Stream:
         shift = offsets(boxes.corners[placed], theirs.corners[near[placed]])
         firm = theirs.scores[near[placed]] >= SURE
         self.corrector.learn_boxes(view.known.box[placed][firm], shift[firm])
-        self._tell(view, theirs, near, dict(zip(placed.tolist(), shift.tolist(), strict=True)))
+        opinion, offset = np.full(len(near), _NOTHING), np.zeros((len(near), 4))
+        opinion[placed], offset[placed] = logit(theirs.scores)[near[placed]], shift
+        self._told.note(view.followed.tracks, opinion, view.at_s, offset, self.tracker.alive)
         self._begin(view, theirs, near)
-
-    def _tell(self, view: View, theirs: Boxes, near: np.ndarray, shift: dict[int, list[float]]) -> None:
-        """Note what was said of each track, unless a later frame's verdict has come first."""
-        opinion = logit(theirs.scores)
-        for row, number in enumerate(view.followed.tracks.tolist()):
-            before = self._told.get(number)
-            if before is not None and before.at_s > view.at_s:
-                continue
-            if row in shift:
-                x, y, width, height = shift[row]
-                self._told[number] = Told(float(opinion[near[row]]), view.at_s, (x, y, width, height))
-            else:
-                self._told[number] = Told(_NOTHING, view.at_s, (0.0, 0.0, 0.0, 0.0))
 
     def _begin(self, view: View, theirs: Boxes, near: np.ndarray) -> None:
         """Begin tracks on what only the higher tier saw, unless that was long ago."""
         if self._at_s - view.at_s > _BIRTH_S:
             return
         news = np.setdiff1d(np.flatnonzero(theirs.scores >= SURE), near)
-        for number, score in zip(self.tracker.add(theirs.take(news), view.at_s).tolist(), theirs.scores[news].tolist(), strict=True):
-            self._told[number] = Told(float(logit(np.array([score]))[0]), view.at_s, (0.0, 0.0, 0.0, 0.0))
+        begun = self.tracker.add(theirs.take(news), view.at_s)
+        self._told.note(begun, logit(theirs.scores[news]), view.at_s, np.zeros((len(news), 4)), self.tracker.alive)
 
 
 def rightness(ours: Boxes, theirs: Boxes) -> Floats:
@@ -278,12 +261,12 @@ def rightness(ours: Boxes, theirs: Boxes) -> Floats:
 
 def _without_doubles(boxes: Boxes) -> np.ndarray:
     """Of boxes, best first, those that no better one of their label covers."""
-    overlap = np.where(same_label(boxes.labels, boxes.labels), ious(boxes.corners, boxes.corners), 0.0)
-    kept: list[int] = []
-    for row in range(len(boxes.labels)):
-        if not len(kept) or overlap[row, kept].max() < _DOUBLE_IOU:
-            kept.append(row)
-    return np.asarray(kept, np.int64)
+    covers = (ious(boxes.corners, boxes.corners) >= _DOUBLE_IOU) & same_label(boxes.labels, boxes.labels)
+    covers &= np.tri(len(boxes.labels), k=-1, dtype=np.bool_)
+    kept = np.ones(len(boxes.labels), np.bool_)
+    for row in np.flatnonzero(covers.any(axis=1)):
+        kept[row] = not covers[row, kept].any()
+    return np.flatnonzero(kept)
 
 
 def _compare(ours: Boxes, theirs: Boxes) -> Heard:

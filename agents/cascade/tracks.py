@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from agents.cascade.boxes import Boxes, Floats, Ints, centred, cornered, ious, logit, same_label
+from agents.cascade.boxes import Boxes, Floats, Ints, centred, cornered, ious, logit, members, same_label
 
 STRONG = 0.3  # detections from this score on choose first
 STRONG_IOU, WEAK_IOU = 0.3, 0.35
@@ -26,6 +26,7 @@ _POSITION, _VELOCITY, _GROWTH = 0.6, 0.25, 0.5  # shares of a residual; sizes ch
 _MEMORY = 0.7  # of a track's strength, a frame
 _LONGEST_S = 2.0  # a track moves on for so long at most
 _SHORTEST_S = 1e-3
+_NONE: Ints = np.empty(0, np.int64)
 
 
 class Followed(NamedTuple):
@@ -58,7 +59,12 @@ class Tracker:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def follow(self, boxes: Boxes, at_s: float, known: frozenset[int] = frozenset()) -> Followed:
+    @property
+    def alive(self) -> Ints:
+        """The numbers of the tracks that may still be seen, ascending."""
+        return self._numbers
+
+    def follow(self, boxes: Boxes, at_s: float, known: Ints = _NONE) -> Followed:
         """Take in the detections of the next frame.
 
         Parameters
@@ -66,7 +72,7 @@ class Tracker:
         at_s
             When it was taken, in seconds; a clock that runs backwards is held at the last frame's.
         known
-            Numbers of tracks that are believed to be there unseen however seldom they were seen.
+            Numbers, ascending, of tracks that are believed to be there unseen however seldom they were seen.
         """
         at_s = self._at_s = max(at_s, self._at_s)
         self._forget(at_s, known)
@@ -75,7 +81,7 @@ class Tracker:
         old, new = np.flatnonzero(chosen >= 0), np.flatnonzero(chosen < 0)
         expected = centred(boxes.corners)
         expected[old] = places[chosen[old]]
-        unseen = np.setdiff1d(np.arange(len(self)), chosen)
+        unseen = self._free(chosen)
         self._missed[unseen] += 1
         self._correct(chosen[old], boxes.take(old), expected[old], at_s)
         coasting = unseen[self._believed(unseen, places, known)]
@@ -109,14 +115,11 @@ class Tracker:
         places[:, 2:] = np.maximum(places[:, 2:], self._places[:, 2:] / 2)
         return places
 
-    def _believed(self, rows: Ints, places: Floats, known: frozenset[int]) -> NDArray[np.bool_]:
+    def _believed(self, rows: Ints, places: Floats, known: Ints) -> NDArray[np.bool_]:
         """Which of some unseen tracks are believed to be there, within the picture."""
         corners = cornered(places[rows])
         inside = np.all((corners[:, :2] < 0.99) & (corners[:, 2:] > 0.01), axis=1)
-        return np.asarray(inside & ((self._hits[rows] >= CONFIRMED_HITS) | self._among(rows, known)))
-
-    def _among(self, rows: Ints, known: frozenset[int]) -> NDArray[np.bool_]:
-        return np.fromiter((number in known for number in self._numbers[rows].tolist()), np.bool_, len(rows))
+        return np.asarray(inside & ((self._hits[rows] >= CONFIRMED_HITS) | members(self._numbers[rows], known)))
 
     def _assign(self, boxes: Boxes, places: Floats) -> Ints:
         """The row of each detection's track, or -1."""
@@ -126,13 +129,19 @@ class Tracker:
         overlap = np.where(same_label(boxes.labels, self._labels), ious(boxes.corners, cornered(places)), 0.0)
         strong = boxes.scores >= STRONG
         for mask, least in ((strong, STRONG_IOU), (~strong, WEAK_IOU)):
-            ours, free = np.flatnonzero(mask), np.setdiff1d(np.arange(len(self)), chosen)
+            ours, free = np.flatnonzero(mask), self._free(chosen)
             part = overlap[np.ix_(ours, free)]
-            part = np.where(part >= least, part, 0.0)
-            for row, column in zip(*linear_sum_assignment(part, maximize=True), strict=True):
-                if part[row, column] > 0:
-                    chosen[ours[row]] = free[column]
+            part[part < least] = 0.0
+            rows, columns = linear_sum_assignment(part, maximize=True)
+            paired = part[rows, columns] > 0
+            chosen[ours[rows[paired]]] = free[columns[paired]]
         return chosen
+
+    def _free(self, chosen: Ints) -> Ints:
+        """The rows that no detection has chosen."""
+        free = np.ones(len(self), np.bool_)
+        free[chosen[chosen >= 0]] = False
+        return np.flatnonzero(free)
 
     def _correct(self, rows: Ints, boxes: Boxes, expected: Floats, at_s: float) -> None:
         passed = np.maximum(at_s - self._seen_at[rows], _SHORTEST_S)[:, None]
@@ -157,9 +166,9 @@ class Tracker:
         self._missed = np.concatenate([self._missed, np.zeros(count, np.int64)])
         self._strength = np.concatenate([self._strength, logit(boxes.scores)])
 
-    def _forget(self, at_s: float, known: frozenset[int]) -> None:
+    def _forget(self, at_s: float, known: Ints) -> None:
         """Let go of what was not seen for too long, and of the oldest beyond the bound."""
-        brief = (self._hits < 2) & (self._missed >= BRIEF_FRAMES) & ~self._among(np.arange(len(self)), known)
+        brief = (self._hits < 2) & (self._missed >= BRIEF_FRAMES) & ~members(self._numbers, known)
         rows = np.flatnonzero((at_s - self._seen_at <= COAST_S) & ~brief)
         if len(rows) > MAX_TRACKS:
             rows = np.sort(rows[np.argsort(-self._seen_at[rows], kind="stable")][:MAX_TRACKS])

@@ -9,14 +9,13 @@ import datetime as dt
 from collections.abc import Iterable
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from agents.drift.answers import Answers, AnswersState
 from agents.drift.asks import ASKS, Asks, asks
 from agents.drift.change import Change
 from agents.drift.pictures import Pictures, PicturesState
 from agents.drift.silence import Silence, SilenceState
+from agents.drift.traits import Traits
 from schemas.detections import Detections
 from schemas.drift import Cause, Drift, DriftState, Evidence, drift_id
 
@@ -64,12 +63,12 @@ class StreamMonitor:
         """What the open alarms ask of the cascade."""
         return asks(self._opened.items(), now, self._calibration_since)
 
-    def frame(self, at: float, pixels: NDArray[np.uint8] | None) -> list[Drift]:
-        """A frame came. `pixels` is the decoded picture, BGR or grey, at any scale; None if nobody looked at it."""
+    def frame(self, at: float, seen: Traits | None) -> list[Drift]:
+        """A frame came, and is like this; None if nobody looked at it."""
         heard = self._silence.arrived(at)
         changes = [] if heard is None else [heard]
-        if pixels is not None:
-            changes += self._pictures.feed(at, pixels)
+        if seen is not None:
+            changes += self._pictures.feed(at, seen)
         return self._tell(changes)
 
     def answer(self, at: float, detections: Detections) -> list[Drift]:

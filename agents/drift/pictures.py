@@ -10,12 +10,11 @@ import math
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from agents.drift.change import Change
 from agents.drift.levels import FLAT, Level, LevelState, Second, Sums, SumsState
 from agents.drift.stillness import Stillness, StillnessState
-from agents.drift.traits import traits
+from agents.drift.traits import Traits
 from schemas.drift import Cause
 
 # What explains most comes first: another view is brighter and sharper too, and with noise no picture is as sharp as it was.
@@ -91,9 +90,8 @@ class Pictures:
             doubts=copy.deepcopy(self._doubts),
         )
 
-    def feed(self, at: float, pixels: NDArray[np.uint8]) -> list[Change]:
-        """Take a decoded frame in; returns the alarms that it opens or closes."""
-        seen = traits(pixels)
+    def feed(self, at: float, seen: Traits) -> list[Change]:
+        """Take in what a frame is like; returns the alarms that it opens or closes."""
         still, frozen = self._stillness.feed(at, seen.digest, flat=seen.contrast < FLAT)
         changes = [] if frozen is None else [frozen]
         sums = self._sums

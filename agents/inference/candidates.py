@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.detections import MAX_DETECTIONS, Detection, Detections
+from schemas.detections import COORDINATE_DIGITS, MAX_DETECTIONS, Detection, Detections
 
 MAX_CANDIDATES = 1000
 
@@ -61,3 +61,9 @@ def to_detections(candidates: Candidates, labels: Sequence[str]) -> Detections:
     best = strongest(candidates.take(solid), MAX_DETECTIONS)
     rows = zip(best.boxes.tolist(), best.scores.tolist(), best.classes.tolist(), strict=True)
     return Detections(Detection(labels[index], min(score, 1.0), *box) for box, score, index in rows)
+
+
+def rounded(shares: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Shares as a record carries them (`Detections`), cut to 0 to 1."""
+    steps = 10**COORDINATE_DIGITS
+    return np.asarray(np.floor(np.clip(shares.astype(np.float64), 0.0, 1.0) * steps + 0.5) / steps, np.float64)

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.inference.candidates import Candidates, strongest, suppress, to_detections, united
+from agents.inference.candidates import Candidates, rounded, strongest, suppress, to_detections, united
 from agents.inference.engines import Engine, PassedOver, open_engine
 from agents.inference.families import FAMILIES, fitting
 from agents.inference.images import Image, decode
@@ -30,7 +29,6 @@ from schemas.config import Engine as EngineSettings
 from schemas.detections import Detection, Detections
 
 FAINT_BOXES = 80  # of a picture: those beyond cost more than they tell
-GLANCE = 160  # pixels a side
 FAINT_CANDIDATES = 240  # before doubles are removed
 ANSWERS = 1  # counts changes to this room's arithmetic that change detections; part of every digest
 
@@ -65,9 +63,9 @@ class Look(NamedTuple):
     watched
         What it saw of the classes that it watches, best first; None if it watches none.
     faint
-        The strongest of all that it saw, its answer first and then what its answer leaves out; None if it was not asked for.
-    glance
-        The picture itself, grey and small, for whoever watches the camera; None if that was not asked for.
+        The strongest of all that it saw, its answer first and then what its answer leaves out, as arrays; None if it was not asked for.
+    pixels
+        The picture itself as it was decoded (BGR, at any scale), for whoever watches the camera.
     """
 
     detections: Detections
@@ -75,8 +73,16 @@ class Look(NamedTuple):
     height: int
     stages: Stages
     watched: tuple[Detection, ...] | None = None
-    faint: tuple[Detection, ...] | None = None
-    glance: NDArray[np.uint8] | None = None
+    faint: Faint | None = None
+    pixels: Pixels | None = None
+
+
+class Faint(NamedTuple):
+    """Boxes of one frame, best first, with their numbers rounded as a record's are."""
+
+    labels: tuple[str, ...]
+    scores: NDArray[np.float64]  # [n], 0 to 1
+    corners: NDArray[np.float64]  # [n, 4]: x0, y0, x1, y1 as shares of the picture, 0 to 1
 
 
 class Eye(NamedTuple):
@@ -104,8 +110,6 @@ class Detector:
         What it tells of besides its answer; that is no part of the answer, nor of the digest.
     faint_from
         Score from which on it tells of anything besides its answer (`Look.faint`); None: it does not.
-    glances
-        Whether it gives the picture itself too (`Look.glance`).
     """
 
     def __init__(
@@ -122,7 +126,6 @@ class Detector:
         self.digest = _digest(settings, labels, model_digest, [eye.engine.got for eye in eyes])
         self.watch: Watch | None = None
         self.faint_from: float | None = None
-        self.glances = False
         # what a family answers once for each object needs no suppression, unless several sizes answer
         self._doubles = family.NAME in ("nanodet", "yolov8") or len(eyes) > 1
 
@@ -178,17 +181,20 @@ class Detector:
         if self.watch is not None:  # the weaker ones change nothing of the answer: in suppression only the stronger box decides
             watched = self._watched(candidates, self.watch)
         if self.faint_from is not None:
-            faint = self._all(strongest(candidates.take(candidates.scores >= min(asked, self.faint_from)), FAINT_BOXES))
+            faint = self._faint(strongest(candidates.take(candidates.scores >= min(asked, self.faint_from)), FAINT_BOXES))
         if least < asked:
             candidates = candidates.take(candidates.scores >= asked)
         detections = to_detections(candidates, self.labels)
         unpack_s = time.perf_counter() - decoded - prepare_s - predict_s
         stages = Stages(decode_s, prepare_s, predict_s, unpack_s)
-        return Look(detections, image.width, image.height, stages, watched, faint, _glance(image.pixels) if self.glances else None)
+        return Look(detections, image.width, image.height, stages, watched, faint, image.pixels)
 
     def _watched(self, candidates: Candidates, watch: Watch) -> tuple[Detection, ...]:
         classes = [index for index, label in enumerate(self.labels) if label in watch.labels]
         return self._all(candidates.take(np.isin(candidates.classes, classes) & (candidates.scores >= watch.min_score)))
+
+    def _faint(self, found: Candidates) -> Faint:
+        return Faint(tuple(self.labels[index] for index in found.classes.tolist()), rounded(found.scores), rounded(found.boxes))
 
     def _all(self, found: Candidates) -> tuple[Detection, ...]:
         rows = zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)
@@ -215,7 +221,7 @@ def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch 
     watch
         What it is to tell of besides its answer.
     faint_from
-        Score from which on it is to tell of anything besides its answer, and of the picture itself.
+        Score from which on it is to tell of anything besides its answer.
 
     Raises
     ------
@@ -239,14 +245,8 @@ def load(detector: Settings, engine: EngineSettings, models: Path, watch: Watch 
         eyes.append(eye)
     ready = Detector(detector, family, eyes, labels, detector.name or name_of(detector), "".join(digests))
     check_watch(watch, ready.name, labels)
-    ready.watch, ready.faint_from, ready.glances = watch, faint_from, faint_from is not None
+    ready.watch, ready.faint_from = watch, faint_from
     return ready
-
-
-def _glance(pixels: Pixels) -> NDArray[np.uint8]:
-    """[GLANCE, GLANCE], grey."""
-    grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-    return np.asarray(cv2.resize(grey, (GLANCE, GLANCE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def labels_of(detector: Settings) -> tuple[tuple[str, ...], ...]:

@@ -22,6 +22,7 @@ from agents.drift.answers import KINDS
 from agents.drift.monitor import StreamMonitor
 from agents.drift.pictures import Pictures
 from agents.drift.shifts import Kind, Shifts
+from agents.drift.traits import traits
 from agents.inference.detector import Detector
 from agents.inference.images import decode
 from infra.bench.drift_streams import Floats, Stream
@@ -214,10 +215,10 @@ def cost(pictures: list[NDArray[np.uint8]], *, values: int = 20_000) -> Cost:
     one = _timed(shifts.add, confidences[8 * 4096 :])
     batch = _timed(shifts.add_mean, confidences[:values])
     watch, at = Pictures(), iter(range(1 << 30))
-    picture = _timed(lambda index: watch.feed(next(at) / 10, pictures[index % len(pictures)]), list(range(600)))
+    picture = _timed(lambda index: watch.feed(next(at) / 10, traits(pictures[index % len(pictures)])), list(range(600)))
     monitor = StreamMonitor("cam-1", "site-1")
     for index, pixels in enumerate(pictures):
-        monitor.frame(index / 10, pixels)
+        monitor.frame(index / 10, traits(pixels))
     return Cost(
         frame_value_p50_us=float(np.percentile(one, 50)),
         batch_mean_p50_us=float(np.percentile(batch, 50)),
@@ -264,7 +265,7 @@ def watch_video(video: Path, fps: float, seconds: float, degradation: Degradatio
     told = []
     for index, frame in enumerate(played(video, round(seconds * fps))):
         at = index / fps
-        told += monitor.frame(at, decoded(frame if degrader is None else degrader(frame, at)))
+        told += monitor.frame(at, traits(decoded(frame if degrader is None else degrader(frame, at))))
     return told
 
 

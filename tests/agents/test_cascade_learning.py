@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from agents.cascade.boxes import Boxes, Floats, cornered, greedy, ious, logit, sigmoid
 from agents.cascade.corrector import Corrector
 from agents.cascade.eyes import Eyes
-from agents.cascade.features import BOX_FEATURES, SCORE_FEATURES, Features
-from agents.cascade.gate import EVERY, Gate, Mark, average_precision, mark
+from agents.cascade.features import BOX_FEATURES, SCORE_FEATURES, Features, Told
+from agents.cascade.gate import EVERY, Gate, Mark, average_precision, average_precisions, mark
 
 
 def known(chance: np.random.Generator, count: int) -> Features:
@@ -126,6 +126,43 @@ def test_average_precision_is_the_area_under_its_curve(rows: list[tuple[float, b
     scores, right = [round(score, 4) for score, _ in rows], [hit for _, hit in rows]
     marked = mark(answer(scores, right), truths(len(rows)), np.ones(len(rows), bool))
     assert average_precision([marked]) == pytest.approx(slow_average_precision(scores, right, len(rows)))
+
+
+@given(st.integers(0, 1 << 16))
+@settings(deadline=None)
+def test_average_precisions_of_parts_are_those_of_their_frames_alone(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    marks = []
+    for _ in range(12):
+        scores, right = chance.random(5).round(1).tolist(), (chance.random(5) < 0.5).tolist()  # many are the same
+        marks.append(mark(answer(scores, right), truths(5), np.ones(5, bool)))
+    parts = chance.random((6, 12)) < 0.5
+    found = average_precisions(marks, parts)
+    for row, part in enumerate(parts):
+        alone = [each for each, taken in zip(marks, part, strict=True) if taken]
+        assert found[row].tolist() == pytest.approx([average_precision(alone, overlap) for overlap in range(2)])
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(1, 12), unique=True), st.integers(0, 9)), max_size=12), st.sets(st.integers(1, 12)))
+@settings(deadline=None)
+def test_what_was_said_of_tracks_is_what_the_latest_frame_s_verdict_said(verdicts: list[tuple[list[int], int]], gone: set[int]) -> None:
+    told, said = Told(), dict[int, tuple[int, float]]()
+    alive = np.arange(1, 13)
+    for number, (tracks, at_s) in enumerate(verdicts):
+        logits = np.array([(number + track) % 5 - 2.0 for track in tracks])
+        told.note(np.array(tracks, np.int64), logits, at_s, np.tile(logits[:, None] / 10, 4), alive)
+        said |= {
+            track: (at_s, logit) for track, logit in zip(tracks, logits.tolist(), strict=True) if said.get(track, (at_s, 0.0))[0] <= at_s
+        }
+    left = np.array(sorted(set(range(1, 13)) - gone), np.int64)
+    told.note(np.empty(0, np.int64), np.empty(0), 99.0, np.empty((0, 4)), left)
+    said = {track: each for track, each in said.items() if track not in gone}
+    assert told.tracks.tolist() == sorted(said)
+    assert told.seen.tolist() == sorted(track for track, (_, logit) in said.items() if logit > 0)
+    logits, age_s, offsets = told.of(np.arange(12, 0, -1), 10.0)
+    assert logits.tolist() == [said[track][1] if track in said else 0.0 for track in range(12, 0, -1)]
+    assert age_s.tolist() == [10.0 - said[track][0] if track in said else np.inf for track in range(12, 0, -1)]
+    assert offsets.tolist() == pytest.approx(np.tile(logits[:, None] / 10, 4))
 
 
 def test_what_matches_an_unsure_truth_counts_neither_way() -> None:

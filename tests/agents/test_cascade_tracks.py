@@ -59,7 +59,7 @@ def test_what_was_seen_too_seldom_is_not_believed_unseen_unless_it_is_known() ->
     assert tracker.follow(boxes(), 0.1).tracks.tolist() == []
     other = Tracker()
     other.follow(boxes((0.5, 0.5, 0.1, 0.2)), 0.0)
-    assert other.follow(boxes(), 0.1, frozenset({1})).tracks.tolist() == [1]
+    assert other.follow(boxes(), 0.1, np.array([1])).tracks.tolist() == [1]
 
 
 def test_a_track_is_forgotten_and_its_number_is_not_used_again() -> None:

@@ -15,7 +15,7 @@ from infra import assets
 from infra.assets.models import ready_models, video_frames
 from schemas.config import Detector as Settings
 from schemas.config import Engine
-from schemas.detections import Detection
+from schemas.detections import Detection, Detections
 
 INT8 = Settings()
 FP32 = Settings(quantized=False)
@@ -47,6 +47,22 @@ def fp32(models: Path) -> Detector:
 @pytest.fixture(scope="module")
 def union(models: Path) -> Detector:
     return load(UNION, Engine(), models)
+
+
+def test_what_is_faint_is_told_as_a_record_would_tell_it(int8: Detector, models: Path, frames: dict[int, bytes]) -> None:
+    keen = load(INT8, Engine(), models, faint_from=0.05)
+    for jpeg in frames.values():
+        look = keen.look(jpeg)
+        assert look.detections == int8.look(jpeg).detections
+        assert look.faint is not None
+        rows = zip(look.faint.labels, look.faint.scores.tolist(), look.faint.corners.tolist(), strict=True)
+        told = [Detection(label, score, *corners) for label, score, corners in rows]
+        assert Detections(told) == Detections(Detections(told)), "they are rounded already"
+        assert [(each.label, each.score, each.x0) for each in Detections(told)] == [(each.label, each.score, each.x0) for each in told]
+        assert len(told) > len(look.detections)
+        assert min(each.score for each in told) >= 0.05
+        solid = [each for each in told if each.x1 > each.x0 and each.y1 > each.y0]
+        assert solid[: len(look.detections)] == list(look.detections)
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

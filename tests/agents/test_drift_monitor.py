@@ -15,6 +15,7 @@ from agents.drift.answers import Answers, AnswersState
 from agents.drift.asks import ASKS, WIDEN_S, Asks, asks
 from agents.drift.change import Change
 from agents.drift.monitor import MonitorState, StreamMonitor
+from agents.drift.traits import traits
 from schemas.detections import Detection, Detections
 from schemas.drift import Cause, Drift, DriftState
 
@@ -161,9 +162,9 @@ def test_the_end_of_a_source_ends_its_silence() -> None:
 def frozen(monitor: StreamMonitor, begin_s: float) -> list[Drift]:
     found = []
     for index in range(100):
-        found += monitor.frame(begin_s + index / 10, picture(index))
+        found += monitor.frame(begin_s + index / 10, traits(picture(index)))
     for index in range(80):
-        found += monitor.frame(begin_s + 10 + index / 10, picture(7))
+        found += monitor.frame(begin_s + 10 + index / 10, traits(picture(7)))
     return found
 
 
@@ -183,7 +184,7 @@ def test_what_a_moved_camera_asks_for_and_for_how_long() -> None:
         scene = one if second < 30 else other
         dot = scene.copy()
         dot[0, 0] = second
-        found += monitor.frame(DAY + second, dot)
+        found += monitor.frame(DAY + second, traits(dot))
     assert [(drift.cause, drift.state) for drift in found] == [(Cause.VIEW, DriftState.OPENED), (Cause.VIEW, DriftState.CLOSED)]
     opened_at, closed_at = (drift.at.timestamp() for drift in found)
     ask = ASKS[Cause.VIEW]
@@ -192,7 +193,7 @@ def test_what_a_moved_camera_asks_for_and_for_how_long() -> None:
         scene = one if second < 30 else other
         dot = scene.copy()
         dot[0, 0] = second
-        state.frame(DAY + second, dot)
+        state.frame(DAY + second, traits(dot))
         now = DAY + second
         asked = state.asks(now)
         if now < opened_at:
@@ -219,7 +220,7 @@ def test_a_camera_that_is_as_it_was_has_its_calibration_back() -> None:
     for second in range(60):
         dot = (dark if 30 <= second < 45 else one).copy()
         dot[0, 0] = second
-        monitor.frame(DAY + second, dot)
+        monitor.frame(DAY + second, traits(dot))
         if second == 40:
             assert monitor.asks(DAY + second).calibration_since is not None
     assert monitor.open == ()
@@ -242,9 +243,9 @@ def test_a_restart_changes_nothing(events: list[tuple[str, float, int]], cut: in
     def step(monitor: StreamMonitor, what: str, at: float, number: int) -> list[Drift]:
         match what:
             case "frame":
-                return monitor.frame(at, picture(number))
+                return monitor.frame(at, traits(picture(number)))
             case "same":
-                return monitor.frame(at, picture(7))
+                return monitor.frame(at, traits(picture(7)))
             case "blind":
                 return monitor.frame(at, None)
             case "answer":

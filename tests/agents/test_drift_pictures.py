@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from agents.drift.change import Change
 from agents.drift.pictures import HOLD, SETTLE, WARM, Pictures, PicturesState
+from agents.drift.traits import traits
 from infra.degrade import KINDS, Degradation, Degrader
 from schemas.drift import Cause
 
@@ -50,7 +51,7 @@ def camera(seconds: float, *, seed: int = 1, fps: float = FPS, people: int = 4, 
 def watch(
     pictures: Pictures, frames: Iterator[tuple[float, Picture]], change: Callable[[Picture, float], Picture] | None = None
 ) -> list[Change]:
-    return [told for at, picture in frames for told in pictures.feed(at, picture if change is None else change(picture, at))]
+    return [told for at, picture in frames for told in pictures.feed(at, traits(picture if change is None else change(picture, at)))]
 
 
 def degraded(text: str, seconds: float, **how: float) -> list[Change]:
@@ -187,7 +188,7 @@ def test_a_restart_changes_nothing(parts: list[tuple[str | None, int]], cut: int
         for index, (at, picture) in enumerate(frames):
             if index == restart:
                 pictures = Pictures(msgspec.json.decode(msgspec.json.encode(pictures.state()), type=PicturesState))
-            told.append(pictures.feed(at, picture))
+            told.append(pictures.feed(at, traits(picture)))
         return told, msgspec.json.encode(pictures.state())
 
     assert run(None) == run(cut % len(frames))
@@ -199,7 +200,7 @@ def test_a_restart_every_few_seconds_of_a_camera_that_was_moved() -> None:
         for at, picture in camera(20 + SETTLE + 40, fps=1):
             if at % every == 0:
                 pictures = Pictures(pictures.state())
-            told += pictures.feed(at, moved(picture, at))
+            told += pictures.feed(at, traits(moved(picture, at)))
         return told
 
     moved = Degrader(Degradation.parse("moved@20"))

@@ -8,6 +8,7 @@ import pytest
 
 from agents.drift.asks import Asks
 from agents.drift.monitor import StreamMonitor
+from agents.drift.traits import traits
 from infra import assets
 from infra.bench.drift import NAMED, decoded, played, watch_video
 from infra.degrade import Degradation, Degrader
@@ -35,7 +36,7 @@ def test_a_fault_is_noticed_named_and_over(video: Path, name: str) -> None:
     told, asked = [], {}
     for index, frame in enumerate(played(video, 350)):
         at = index / FPS
-        told += monitor.frame(at, decoded(degrader(frame, at)))
+        told += monitor.frame(at, traits(decoded(degrader(frame, at))))
         told += monitor.tick(at)
         asked[index] = monitor.asks(at)
     opened, closed = told
@@ -52,7 +53,7 @@ def test_a_fault_is_noticed_named_and_over(video: Path, name: str) -> None:
 def test_a_camera_that_stops_is_silent(video: Path) -> None:
     monitor = StreamMonitor("cam-1", "leaf-1")
     for index, frame in enumerate(played(video, 100)):
-        assert monitor.frame(index / FPS, decoded(frame)) == []
+        assert monitor.frame(index / FPS, traits(decoded(frame))) == []
     told = [drift for tenth in range(100, 200) for drift in monitor.tick(tenth / FPS)]
     assert [drift.cause for drift in told] == ["silent"]
     assert told[0].at.timestamp() <= 20

@@ -24,6 +24,7 @@ from agents.cascade.budgets import Budgets
 from agents.cascade.cascade import Cascade, Lesson
 from agents.cascade.values import ExpectedGain
 from agents.drift.monitor import StreamMonitor
+from agents.drift.traits import traits
 from agents.lessons import LAYOUT, pack, unpack
 from schemas.detections import Detection, Detections
 from schemas.messages import RANK, Status, Tier, Verdict
@@ -52,7 +53,7 @@ def test_a_lesson_comes_back_as_it_was() -> None:
     kept = [Kept("m", "d", "leaf-1", [Judged("cam/e/0", 1.0, 0.5, Counts(1, 2, 3))], {"cam/e/0": Doubt(0.5, True, [0.5], [False])})]
     monitor = StreamMonitor("cam", "leaf-1")
     for number in range(100):
-        monitor.frame(number / 10, np.full((160, 160), number, np.uint8))
+        monitor.frame(number / 10, traits(np.full((160, 160), number, np.uint8)))
     assert unpack(pack(known, kept, monitor.state())) == (known, kept, monitor.state())
 
 

@@ -68,6 +68,14 @@ def test_a_camera_that_goes_bad_is_told_of_and_closed_when_it_is_well(
     assert [(each.id, each.state) for each in after] == [(told[0].id, DriftState.CLOSED)]
 
 
+def test_ten_pictures_a_second_are_measured_of_each_camera(tools: ModuleType, bench: Make, watching: Detector) -> None:
+    monitors = bench(watching, link=None).leaf.monitors
+    wanted = [(monitors.wants("fast", 100 + number / 30), monitors.wants("slow", 100 + number / 5)) for number in range(90)]
+    assert sum(fast for fast, _ in wanted) == 30
+    assert all(slow for _, slow in wanted)
+    assert monitors.wants("fast", 50.0), "a clock was set back"
+
+
 def test_a_silent_camera_is_told_of_and_comes_back(tools: ModuleType, bench: Make, watching: Detector, street: list[bytes]) -> None:
     shift = Shift(tools, bench(watching, link=None), street)
     assert shift.play(12) == []

@@ -230,3 +230,30 @@ def answer(frame: Any, seen: Look) -> Verdict:
         model_digest="a" * 64,
         evidence="b" * 64,
     )
+
+
+def test_trials_take_a_tenth_of_the_time(tools: ModuleType, sight: Callable[..., Sight], street: list[bytes]) -> None:
+    """Each takes a second here; a frame is asked about every second."""
+    eyes = sight()
+    all_loaded(eyes)
+    assert eyes.others is not None
+    budgets = Budgets(bytes_per_s=1e9, inferences_per_s=1e9, burst_s=1, clock=lambda: 0.0)
+    cascade = Cascade(mode="everything", value=Uniform(), budgets=budgets, choices=eyes.others.sets, publish_from=0.25)
+    beliefs = Beliefs(cascade, eyes, clock=(now := Now()))
+
+    async def play() -> list[int]:
+        tried = []
+        for number in range(35):
+            now.at_s = float(number)
+            frame = tools.frame("cam", number, jpeg=street[0])
+            seen = await asyncio.wrap_future(eyes.see(frame.jpeg))
+            assert seen is not None
+            beliefs.ask(frame, seen, beliefs.about(frame, seen), now.at_s)
+            if (trial := beliefs._trying.get(str(frame.id))) is not None:
+                tried.append(number)
+                now.at_s += 1.0
+                await asyncio.wait_for(trial, LIMIT_S)
+                await asyncio.sleep(0)  # its callback
+        return tried
+
+    assert asyncio.run(play()) == [0, 10, 20, 30]
