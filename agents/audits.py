@@ -20,7 +20,7 @@ from agents.cascade.agreement import Counts, agree, compare, judged_scores
 from agents.cascade.audit import Demand, audited, rates_in_force
 from agents.cascade.budgets import Budgets
 from agents.cascade.calibration import calibration_error
-from agents.cascade.risk import choose
+from agents.cascade.risk import Risk, choose
 from agents.pace import Pace
 from schemas.accuracy import Accuracy
 from schemas.config import Audit
@@ -61,6 +61,7 @@ class _Ledger:
         self.window = Window(frames=frames)
         self.doubts = dict(doubts or {})
         self.fresh = False
+        self.risk: Risk | None = None  # as it was last told
 
     def add(self, judged: Judged, doubt: Doubt | None = None) -> None:
         self.window.add(judged)
@@ -198,6 +199,26 @@ class Audits:
 
     # ---- what it says
 
+    def sure(self, source: str, digest: str, confidence: float) -> bool | None:
+        """Whether an answer of a model to a source may be called final: of those with that confidence the region disagrees with no more
+        than the stated share, by what was audited. None where nothing is audited: then nobody can say."""
+        if not self.settings.rate:
+            return None
+        ledger = self._ledgers.get((source, digest))
+        return ledger is not None and self._risk(ledger).final(confidence)
+
+    def _risk(self, ledger: _Ledger, *, anew: bool = False) -> Risk:
+        """The threshold that a ledger's frames allow: that which was told last, so that what is in force can be read."""
+        if ledger.risk is None or anew:
+            doubts = [(frame.rate, ledger.doubts[frame.id]) for frame in ledger.window.frames() if frame.id in ledger.doubts]
+            ledger.risk = choose(
+                [doubt.confidence for _, doubt in doubts],
+                [doubt.disagreed for _, doubt in doubts],
+                [1 / rate for rate, _ in doubts],
+                alpha=self.settings.risk,
+            )
+        return ledger.risk
+
     def news(self) -> list[Accuracy]:
         """The accuracy of every source and model of which a frame was judged since the last call."""
         found = []
@@ -223,12 +244,7 @@ class Audits:
             [1 / frame.rate for frame, doubt in doubts for _ in doubt.scores],
             groups=np.repeat(np.arange(len(doubts)), [len(doubt.scores) for _, doubt in doubts]),
         )
-        risk = choose(
-            [doubt.confidence for _, doubt in doubts],
-            [doubt.disagreed for _, doubt in doubts],
-            [1 / frame.rate for frame, _ in doubts],
-            alpha=self.settings.risk,
-        )
+        risk = self._risk(ledger, anew=True)
         shares = {**_shares("leaf", live.leaf), **_shares("results", live.results)}
         return Accuracy(
             source=source,

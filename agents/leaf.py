@@ -333,18 +333,24 @@ class Leaf:
         return self._escalate(taken, question, ready)
 
     def _verdict(self, frame: Frame, seen: Seen, belief: Belief, wish: Wish, *, alerted: bool) -> Verdict:
-        """What the leaf believes. It is provisional while the region's answer is waited for: for a frame that is asked about, and for that
-        of an alert always, so that a deadline shows that nobody has reviewed it. While the region is away what is unsure is final."""
-        waits = (wish.reason is not None and not wish.away) or (alerted and self.questions.asks)
-        away = (LATER if waits else AWAY) if wish.away and wish.wanted else None
-        status = Status.PROVISIONAL if waits else Status.FINAL
+        """What the leaf believes. It is final where the audit shows that the region would hardly disagree, provisional while the region's
+        answer is waited for: for a frame that is asked about since the leaf is not sure, and for that of an alert always, so that a
+        deadline shows that nobody has reviewed it. What it is not sure of and cannot ask is unanswered; while the region is away it is
+        final, by the site's policy, and says so."""
+        sureness = confidence(belief.detections)
+        sure = self.audits.sure(frame.source, seen.digest, sureness) if self.questions.asks else True
+        if sure is None:
+            sure = not wish.wanted
+        waits = (wish.reason is not None and not wish.away and not sure) or (alerted and self.questions.asks)
+        away = (LATER if waits else AWAY) if wish.away and (waits or not sure) else None
+        status = Status.PROVISIONAL if waits else Status.FINAL if sure or wish.away else Status.UNANSWERED
         return Verdict(
             id=str(frame.id),
             source=frame.source,
             captured_at=frame.captured_at,
             status=status,
             detections=belief.detections,
-            confidence=confidence(belief.detections),
+            confidence=sureness,
             tier=Tier.LEAF,
             site=self.config.name,
             rank=RANK[Tier.LEAF],

@@ -152,9 +152,9 @@ class Resolver:
 
     def _judged(self, alert: Alert, result: Result) -> Alert | None:
         """The alert as its frame's result decides it, or None if that changes nothing. Where a region is asked about alerts, a leaf's
-        final result means that it was not: nobody waits, so the alert stays unreviewed."""
+        result that waits for nobody means that it was not: so the alert stays unreviewed."""
         found = judge(alert, result)
-        if found is None and alert.state is AlertState.RAISED and self.asks and result.status is Status.FINAL:
+        if found is None and alert.state is AlertState.RAISED and self.asks and result.status in (Status.FINAL, Status.UNANSWERED):
             return unasked(alert)
         return found
 

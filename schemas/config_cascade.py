@@ -79,7 +79,12 @@ class Audit(msgspec.Struct, **_strict):
     ] = "headwater"
     risk: Annotated[
         float,
-        Meta(gt=0, lt=1, description="share of the answers called sure that the region may disagree with; tells from which confidence on"),
+        Meta(
+            gt=0,
+            lt=1,
+            description="share of a leaf's final answers that the region may disagree with; what is too unsure for that is 'provisional' "
+            "while the region is asked, else 'unanswered'",
+        ),
     ] = 0.05
 
 

@@ -36,7 +36,12 @@ class Tier(enum.StrEnum):
 
 
 class Status(enum.StrEnum):
-    """How a verdict stands: `final`, `provisional` (a higher tier is asked), `unanswered` (it did not answer in time), `failed`."""
+    """How a verdict stands.
+
+    `final`: it holds; with a leaf's final answers the region would disagree no more often than the site states (`audit.risk`).
+    `provisional`: a higher tier is asked. `unanswered`: not sure enough to be final, and no higher tier was asked, or none answered in
+    time. `failed`: nobody could judge the record.
+    """
 
     FINAL = "final"
     PROVISIONAL = "provisional"

@@ -6,8 +6,9 @@ note is no part of it: it says how things stood (the region was away), and a fra
 same answer. Of two verdicts that differ in nothing else the first holds.
 
 What a leaf believes of a frame (a verdict with `seen`) depends on the frames before it and on what it has learned, so a frame that is
-looked at again may be believed to hold something else. Such verdicts are of one height whatever they hold, and the first holds: else a
-memory that has settled the record, and knows its height alone, would keep another one than a memory that has not.
+looked at again may be believed to hold something else, and to be sure of it or not. Such verdicts are of one height whatever they hold,
+`final` or `unanswered`, and the first holds: else a memory that has settled the record, and knows its height alone, would keep another one
+than a memory that has not.
 
 What becomes of alerts, which follow the result of their own frame, is in `schemas/alerts.py`.
 """
@@ -23,11 +24,13 @@ from schemas.messages import MAX_RANK, RANK, Answer, Result, Status, Tier, Verdi
 
 _STATUS_HEIGHT = {Status.FINAL: 3, Status.PROVISIONAL: 2, Status.UNANSWERED: 1, Status.FAILED: 0}
 _COMMON = Answer.__struct_fields__
+_BELIEFS = {Status.UNANSWERED: Status.FINAL}  # for the order, of what a leaf believes
 
 
 def order_of(verdict: Verdict) -> str:
     """A verdict's place in the order of preference, as text that compares the same way."""
-    height = f"{int(verdict.status is not Status.FAILED)}.{verdict.rank:02d}.{_STATUS_HEIGHT[verdict.status]}.{verdict.generation:010d}"
+    status = verdict.status if verdict.seen is None else _BELIEFS.get(verdict.status, verdict.status)
+    height = f"{int(status is not Status.FAILED)}.{verdict.rank:02d}.{_STATUS_HEIGHT[status]}.{verdict.generation:010d}"
     if verdict.seen is not None:
         return f"{height}.{0:05d}.{0:032x}"
     digest = hashlib.sha256(msgspec.structs.replace(verdict, note=None).to_bytes()).hexdigest()[:32]

@@ -170,7 +170,7 @@ class Book:
         if not first:
             self.tally.note("repeated_verdicts", f"{topic} {answer.id} {answer.status}")
         if topic == "verdicts":
-            if answer.status != "unanswered":
+            if answer.status != "unanswered" or answer.seen is not None:  # else a deadline's
                 self._pause(answer.source, at_ms)
             if first:
                 if mark not in self._seen.setdefault("up.verdicts", set()):

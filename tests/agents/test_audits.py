@@ -114,6 +114,25 @@ def test_what_was_judged_outlives_the_process() -> None:
     assert again.frames == told.frames + 1
 
 
+def test_what_is_sure_is_what_was_told_also_after_a_restart() -> None:
+    ours, _ = audits()
+    for number in range(600):  # of what it is less sure of, every second answer is wrong
+        seen = verdict(number, Detections([PERSON]))
+        ours.asked(msgspec.structs.replace(seen, confidence=0.8 if number % 2 else 0.2), 0.5, otherwise=False)
+        ours.heard(verdict(number, Detections([PERSON] if number % 4 else [DOG]), Tier.REGION))
+    (told,) = ours.news()
+    assert told.sure_from == 0.8
+    assert [ours.sure("cam", "a" * 64, confidence) for confidence in (0.81, 0.8, 0.79)] == [True, True, False]
+    assert not ours.sure("dock", "a" * 64, 1.0)
+    assert not ours.sure("cam", "b" * 64, 1.0)
+    after, _ = audits()
+    after.load("cam", ours.dump("cam"))
+    assert after.sure("cam", "a" * 64, 0.8)
+    ours.begin_again("cam")
+    assert not ours.sure("cam", "a" * 64, 1.0)
+    assert audits(rate=0.0)[0].sure("cam", "a" * 64, 1.0) is None, "without an audit nobody can say"
+
+
 def test_a_rate_that_would_take_more_than_half_of_a_budget_falls() -> None:
     ours, now = audits(rate=0.2, inferences_per_s=1.0)
     drawn = []
@@ -147,7 +166,7 @@ def test_an_audit_that_no_budget_allows_is_missing(tools: ModuleType, bench: Mak
     (items,) = desk.run([desk.record(frame)])
     assert [output.topic.base for output in tools.outputs_of(items)] == ["verdicts"]
     (verdict_,) = tools.values(items, "verdicts", Verdict)
-    assert verdict_.status is Status.FINAL
+    assert verdict_.status is Status.UNANSWERED
     assert desk.leaf.audits.live().missing == 1
 
 

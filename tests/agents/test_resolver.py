@@ -255,9 +255,12 @@ def test_an_alert_climbs_from_raised_by_unreviewed_to_confirmed_or_retracted(too
 
 
 @pytest.mark.parametrize("first", ["alert", "verdict"])
-def test_an_alert_that_nobody_is_asked_about_is_unreviewed_and_an_answer_still_decides(tools: ModuleType, leaf: Desk, first: str) -> None:
-    """A replay after results were final raises it: the provisional verdict that comes with it loses, so no deadline runs."""
-    found = [leaf.record("alerts", raised(tools))], [leaf.record("verdicts", verdict(tools))]
+@pytest.mark.parametrize("status", [Status.FINAL, Status.UNANSWERED], ids=["sure", "unsure"])
+def test_an_alert_that_nobody_is_asked_about_is_unreviewed_and_an_answer_still_decides(
+    tools: ModuleType, leaf: Desk, first: str, status: Status
+) -> None:
+    """A replay after results were settled raises it: the provisional verdict that comes with it loses, so no deadline runs."""
+    found = [leaf.record("alerts", raised(tools))], [leaf.record("verdicts", verdict(tools, status=status, seen="0" * 32))]
     leaf.feed(*(found if first == "alert" else reversed(found)), [leaf.record("verdicts", verdict(tools, status=Status.PROVISIONAL))])
     assert [(alert.state, alert.decided_by) for alert in leaf.alerts()] == [("unreviewed", None)]
     assert leaf.resolver.overdue(1e15) == []

@@ -113,10 +113,14 @@ def test_reading_back_keeps_the_order(v: Verdict) -> None:
     assert all(getattr(result, name) == getattr(v, name) for name in Answer.__struct_fields__), "what only verdicts say stays in them"
 
 
-@given(verdicts, verdicts)
-def test_what_a_leaf_believes_is_of_one_height_and_the_first_holds(a: Verdict, b: Verdict) -> None:
-    """A frame that is looked at again is believed to hold something else: whoever has settled the record must come to the same."""
-    one, again = (msgspec.structs.replace(a, detections=each.detections, confidence=each.confidence, seen="0" * 32) for each in (a, b))
+@given(verdicts, verdicts, st.sampled_from([Status.FINAL, Status.UNANSWERED]), st.sampled_from([Status.FINAL, Status.UNANSWERED]))
+def test_what_a_leaf_believes_is_of_one_height_and_the_first_holds(a: Verdict, b: Verdict, first: Status, second: Status) -> None:
+    """A frame that is looked at again is believed to hold something else, surely or not: whoever has settled the record must come to the
+    same."""
+    one, again = (
+        msgspec.structs.replace(a, detections=each.detections, confidence=each.confidence, status=status, deadline_ms=None, seen="0" * 32)
+        for each, status in ((a, first), (b, second))
+    )
     assert order_of(one) == order_of(again)
     assert join(result_of(one), result_of(again)) == result_of(one)
     better = msgspec.structs.replace(one, rank=min(99, one.rank + 1))
