@@ -338,12 +338,11 @@ class Leaf:
         deadline shows that nobody has reviewed it. What it is not sure of and cannot ask is unanswered; while the region is away it is
         final, by the site's policy, and says so."""
         sureness = confidence(belief.detections)
-        sure = self.audits.sure(frame.source, seen.digest, sureness) if self.questions.asks else True
-        if sure is None:
-            sure = not wish.wanted
+        stated = self.audits.sure(frame.source, seen.digest, sureness) if self.questions.asks else True
+        sure = not wish.wanted if stated is None else stated
         waits = (wish.reason is not None and not wish.away and not sure) or (alerted and self.questions.asks)
         away = (LATER if waits else AWAY) if wish.away and (waits or not sure) else None
-        status = Status.PROVISIONAL if waits else Status.FINAL if sure or wish.away else Status.UNANSWERED
+        status = Status.PROVISIONAL if waits else Status.FINAL if sure or wish.away or stated is None else Status.UNANSWERED
         return Verdict(
             id=str(frame.id),
             source=frame.source,

@@ -6,11 +6,13 @@ Whether a frame is asked about is decided here; what it is worth is `agents.casc
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from agents.cascade.allowance import Allowance
 from agents.cascade.cascade import Cascade
 from agents.cascade.evidence.writing import Question as Question
 from agents.cascade.evidence.writing import Writing
@@ -19,6 +21,7 @@ from agents.reach import Reach
 from schemas.config import SiteConfig
 from schemas.detections import Detection
 from schemas.frames import Frame
+from schemas.links import LinkState
 from schemas.messages import Alert, Control, Reason
 from streams import telemetry
 from streams.disk import Shedding, Unguarded
@@ -66,6 +69,8 @@ class Questions:
         self.evidence = Writing(config, role.write("escalations"), role.write("escalations.alerts"))
         self._share = 1.0  # of the site's frames that this process serves, and so of its budgets
         self._announced = self.budgets.inferences.rate
+        self._allowance = Allowance(config.link.budget_bytes_per_s if config.link is not None else 0)
+        self._divide()
 
     def close(self) -> None:
         self.evidence.close()
@@ -85,13 +90,19 @@ class Questions:
         self._divide()
         return news
 
+    def hear_link(self, state: LinkState, age_s: float = 0.0, now: dt.datetime | None = None) -> None:
+        """What the link says of itself (`Reach.heed`): whether the region can be asked, and what its budget leaves for evidence."""
+        self.reach.heed(state, age_s, now)
+        self._allowance.heed(state, self.clock())
+        self._divide()
+
     def share(self, share: float) -> None:
         """This process serves so much of the site's frames (0 to 1): it may spend so much of the budgets."""
         self._share = share
         self._divide()
 
     def _divide(self) -> None:
-        self.budgets.bytes.rate = self.settings.budget_bytes_per_s * self._share
+        self.budgets.bytes.rate = min(self.settings.budget_bytes_per_s, self._allowance.bytes_per_s) * self._share
         self.budgets.inferences.rate = self._announced * self._share
 
     # ---- whether to ask

@@ -180,7 +180,7 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
     def hear_link(stored: Stored) -> None:
         appended = stored.appended_at
         age_s = 0.0 if appended is None else sink.clock.age_s(round(appended.timestamp() * 1000))
-        reach.heed(LinkState.from_bytes(stored.value or b""), age_s, dt.datetime.now(dt.UTC))
+        questions.hear_link(LinkState.from_bytes(stored.value or b""), age_s, dt.datetime.now(dt.UTC))
 
     def hear_control(stored: Stored) -> None:
         leaf.heed(Control.from_bytes(stored.value or b""))

@@ -39,9 +39,14 @@ class Policy(msgspec.Struct, **_strict):
         ),
     ] = "expected-gain"
     teach: Annotated[bool, Meta(description="the region's answers teach the leaf, stream by stream")] = True
-    budget_bytes_per_s: Annotated[int, Meta(ge=1, le=MAX_BYTES, description="bytes of evidence a second, over all sources of the site")] = (
-        64 << 10
-    )
+    budget_bytes_per_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=MAX_BYTES,
+            description="bytes of evidence a second, over all sources of the site; less where link.budget_bytes_per_s leaves less",
+        ),
+    ] = 64 << 10
     burst_s: Annotated[float, Meta(gt=0, le=600, description="seconds of unspent budget that may be spent at once")] = 5.0
     inferences_per_s: Annotated[
         float, Meta(gt=0, le=1e6, description="looks a second to ask for until the region has announced its capacity")

@@ -69,7 +69,8 @@ _lanes = msgspec.json.Decoder(tuple[LaneState, ...])
 
 class LinkState(Record, frozen=True, kw_only=True):
     """How the link of a site stands: whether its region answers (`breaker`), since when, and who runs it. Written when it changes, and
-    every few seconds; key `link`. `budget_bytes_per_s` is 0 without a budget."""
+    every few seconds; key `link`. `budget_bytes_per_s` is 0 without a budget; `evidence_bytes_per_s` is what of the bytes on the wire is
+    evidence for the region."""
 
     site: Site
     region: Site
@@ -82,6 +83,7 @@ class LinkState(Record, frozen=True, kw_only=True):
     lanes: Lanes = Lanes()
     budget_bytes_per_s: Count = 0
     wire_bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    evidence_bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class LinkHold(Record, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from infra.cli.lazy import LazyGroup
 
 # name of the command: (module, attribute, the sentence in the list of commands)
 COMMANDS = {
+    "budgets": ("infra.cli.bench_budgets", "budgets", "Both budgets of a site, obeyed and used, for minutes."),
     "cascade": ("infra.cli.bench_cascade", "cascade", "Policies, budgets and teaching over one video, with real models."),
     "coverage": ("infra.cli.bench_coverage", "coverage", "Whether stated intervals and risks hold, on streams whose truth is known."),
     "drift": ("infra.cli.bench_drift", "drift", "False alarms, delays and cost of noticing that a stream has changed."),

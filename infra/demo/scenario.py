@@ -45,7 +45,9 @@ class DemoFailed(Fault, RuntimeError):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for. `outage` is (start, length) in seconds from the first frame; `degrade` spoils the first camera on purpose."""
+    """What is asked for. `outage` is (start, length) in seconds from the first frame; `degrade` spoils the first camera on purpose.
+    `link_bytes_per_s` is a budget of all that crosses the link (0: none), `looks_per_s` the region's capacity, where it is not to be what
+    this machine can carry."""
 
     video: Path
     seconds: float
@@ -54,6 +56,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     measured: Measured
     degrade: str | None = None
+    budget_bytes_per_s: int = BUDGET_BYTES_PER_S
+    link_bytes_per_s: int = 0
+    looks_per_s: float | None = None
 
 
 class Demo:
@@ -99,14 +104,16 @@ class Demo:
         for broker in (leaf_broker, region_broker):
             broker.wait_ready(READY_S)
         self.proxy.start(region_broker.wan_address)
-        looks = self.plan.measured.inferences_per_s
+        looks = self.plan.looks_per_s or self.plan.measured.inferences_per_s
         self.leaf_file, leaf_ports = leaf_site(
             folder,
             kafka=leaf_broker.bootstrap_servers,
             region=f"127.0.0.1:{self.proxy.port}",
             inferences_per_s=looks,
-            budget_bytes_per_s=BUDGET_BYTES_PER_S,
+            budget_bytes_per_s=self.plan.budget_bytes_per_s,
+            link_bytes_per_s=self.plan.link_bytes_per_s,
         )
+        self.region_kafka = region_broker.bootstrap_servers
         self.region_file, region_ports = region_site(folder, kafka=region_broker.bootstrap_servers, inferences_per_s=looks)
         self.leaf = _load(self.leaf_file)
         for file in (self.leaf_file, self.region_file):

@@ -23,8 +23,11 @@ RULES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def leaf_site(folder: Path, *, kafka: str, region: str, inferences_per_s: float, budget_bytes_per_s: int) -> tuple[Path, dict[str, int]]:
-    """Write the leaf's file; returns it and the port of each role's metrics."""
+def leaf_site(
+    folder: Path, *, kafka: str, region: str, inferences_per_s: float, budget_bytes_per_s: int, link_bytes_per_s: int = 0
+) -> tuple[Path, dict[str, int]]:
+    """Write the leaf's file; returns it and the port of each role's metrics. `budget_bytes_per_s` is that of evidence, `link_bytes_per_s`
+    that of all that crosses the link (0: none)."""
     ports = _ports("agent", "resolver", "link")
     site = {
         "name": LEAF,
@@ -39,7 +42,7 @@ def leaf_site(folder: Path, *, kafka: str, region: str, inferences_per_s: float,
             "deadline_ms": DEADLINE_MS,
         },
         "audit": {"rate": AUDIT_RATE},
-        "link": {"region": {"bootstrap_servers": region}, "region_name": REGION},
+        "link": {"region": {"bootstrap_servers": region}, "region_name": REGION, "budget_bytes_per_s": link_bytes_per_s},
         "topics": _TOPICS,
         "metrics": {"ports": ports},
     }

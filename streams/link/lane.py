@@ -81,6 +81,7 @@ class Lane(threading.Thread):
         self.highs: dict[int, int] = {}
         self.average = 500.0  # bytes of a record, lately
         self.carried = self.lost = 0  # records
+        self.carried_bytes = 0
         self.paused = False
         self.halt = session.halt
         self.info: ClusterInfo | None = None
@@ -390,6 +391,7 @@ class Lane(threading.Thread):
 
     def _count_carried(self, records: int, size: int) -> None:
         self.carried += records
+        self.carried_bytes += size
         telemetry.LINK_RECORDS.labels(*self._labels).inc(records)
         telemetry.LINK_PAYLOAD.labels(*self._labels).inc(size)
 

@@ -120,8 +120,8 @@ class _Desk:
         self._first_well_since: float | None = None
         self._probe: threading.Thread | None = None
         self._probed = 0.0
-        self._wire: tuple[float, int] = (time.monotonic(), 0)
-        self._wire_rate = 0.0
+        self._wire: tuple[float, int, int] = (time.monotonic(), 0, 0)
+        self._wire_rate = self._evidence_rate = 0.0
         self._since = dt.datetime.now(dt.UTC)
         self._last: tuple[Breaker, bool, bool] | None = None
         self._admin = link._clients.admin()
@@ -257,10 +257,13 @@ class _Desk:
             self._last = state
         telemetry.BREAKER.labels("link").set(list(Breaker).index(breaker))
         telemetry.LINK_UP.set(int(breaker is Breaker.CLOSED))
-        then, before = self._wire
-        total = self.session.wire.bytes
+        then, *before = self._wire
+        total, evidence = self.session.wire.bytes, sum(lane.carried_bytes for lane in self.session.lanes if lane.expires)
         if now - then > 0.5:
-            self._wire, self._wire_rate = (now, total), (total - before) / (now - then)
+            self._wire = now, total, evidence
+            self._wire_rate, self._evidence_rate = (
+                (each - old) / (now - then) for each, old in zip((total, evidence), before, strict=True)
+            )
         try:
             self.link.lanes = self.backlogs.measure(self.session, self._wire_rate)
         except (KafkaException, BrokerUnavailable) as error:
@@ -280,6 +283,7 @@ class _Desk:
             lanes=Lanes(self.link.lanes),
             budget_bytes_per_s=int(self.session.purse.bucket.rate) if self.session.purse.bucket is not None else 0,
             wire_bytes_per_s=round(self._wire_rate, 1),
+            evidence_bytes_per_s=round(self._evidence_rate, 1),
         )
         self._write(outputs.link_state(self.state_topic, value, dt.datetime.now(dt.UTC)), "down")
 

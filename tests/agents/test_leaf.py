@@ -19,10 +19,11 @@ import pytest
 
 from agents.inference.detector import Detector
 from agents.inference.images import UndecodableImage
-from schemas.config import Engine, Evidence, Ingress, Policy
+from schemas.config import Engine, Evidence, Ingress, Link, Policy
 from schemas.detections import Detections
 from schemas.envelope import Envelope
 from schemas.frames import InvalidFrame
+from schemas.links import Breaker, Lanes, LaneState, LinkState
 from schemas.messages import Alert, Control, Drop, Escalation, Reason, Status, Tier, Verdict
 from schemas.rules import Rule
 from streams.delivery import Rejected
@@ -359,6 +360,32 @@ def test_the_region_decides_how_many_looks_it_affords(tools: ModuleType, bench: 
     desk.detector.seen[frame.jpeg] = Detections([tools.person(0.4)])
     (items,) = desk.run([desk.record(frame)])
     assert [verdict.status for verdict in tools.values(items, "verdicts", Verdict)] == [Status.FINAL]
+
+
+def test_evidence_may_cost_what_the_links_budget_leaves(tools: ModuleType, bench: Make) -> None:
+    """All lanes count: verdicts and alerts go first, and what is left is divided among the site's workers."""
+    desk = bench(link=Link(region_name="region-1", budget_bytes_per_s=50_000), policy=Policy(budget_bytes_per_s=64_000))
+    assert desk.budgets.bytes.rate == 50_000
+    lanes = Lanes((LaneState(topic="escalations", direction="up", waiting_bytes=25_000),))
+    state = LinkState(
+        site="leaf-1",
+        region="region-1",
+        breaker=Breaker.CLOSED,
+        since=tools.NOON,
+        writer="w",
+        generation=1,
+        lanes=lanes,
+        budget_bytes_per_s=50_000,
+        wire_bytes_per_s=50_000,
+        evidence_bytes_per_s=20_000,
+    )
+    desk.questions.hear_link(state)
+    assert desk.budgets.bytes.rate == pytest.approx(20_000)
+    assert desk.reach.away_s() is None
+    desk.questions.share(0.5)
+    assert desk.budgets.bytes.rate == pytest.approx(10_000)
+    desk.questions.hear_link(msgspec.structs.replace(state, budget_bytes_per_s=0))
+    assert desk.budgets.bytes.rate == 32_000, "without a budget of the link the policy's holds"
 
 
 # ---- failures
