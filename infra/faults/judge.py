@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from infra.faults.raw import Admin, Reader
 
 _LEAF = ("frames", "verdicts", "region.verdicts", "results", "alerts", "drops", "epochs", "escalations", "escalations.alerts")
 _LETTERS = ".dlq"
+PATIENCE = 5
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -30,8 +32,14 @@ class Settled(msgspec.Struct, frozen=True):
     seconds: float
 
     @property
+    def open(self) -> int:
+        """How much is still to come."""
+        kinds = (self.unaccounted, self.uncarried_verdicts, self.uncarried_alerts, self.undecided, self.disagreeing)
+        return sum(map(len, kinds))
+
+    @property
     def clean(self) -> bool:
-        return not (self.unaccounted or self.uncarried_verdicts or self.uncarried_alerts or self.undecided or self.disagreeing)
+        return not self.open
 
     def __str__(self) -> str:
         said = {
@@ -115,17 +123,21 @@ class Judge:
     # ---- questions
 
     def settle(self, before: float, limit_s: float, watch: Callable[[], None] = lambda: None) -> Settled:
-        """Wait until every record that was published before a time has ended and both sites know the same, or the time is over.
+        """Wait until every record that was published before a time has ended and both sites know the same, or nothing comes nearer to
+        that any more: who is slow is not lost.
 
         Parameters
         ----------
         before
             By the monotonic clock, which all processes of this machine share; what brokers stamp is compared by the leaf's own clock.
+        limit_s
+            For how long nothing may come nearer; `PATIENCE` times as long altogether.
         watch
             Called again and again; may raise what makes waiting useless.
         """
-        start = time.monotonic()
+        start = moved = time.monotonic()
         before_ms = self.leaf_ms(before)
+        least = sys.maxsize
         while True:
             watch()
             if self.error is not None:
@@ -140,7 +152,9 @@ class Judge:
                     book.disagreeing(before),
                     time.monotonic() - start,
                 )
-            if settled.clean or settled.seconds > limit_s:
+            if settled.open < least:
+                least, moved = settled.open, time.monotonic()
+            if settled.clean or time.monotonic() - moved > limit_s or settled.seconds > PATIENCE * limit_s:
                 with self.lock:
                     book.check_evidence()
                 return settled

@@ -94,7 +94,7 @@ def play(fleet: Fleet, fault: Fault, seed: int, *, length_s: float | None = None
     end = time.monotonic()
     settled = fleet.settle(end, settle_s)
     if not settled.clean:
-        failures.append(f"after {settle_s:g} s: {settled}")
+        failures.append(f"after {settled.seconds:.0f} s: {settled}")
     with fleet.judge.lock:
         book, tally = fleet.judge.book, fleet.judge.book.tally
         records = book.records_between(fleet.judged_until, end)  # those between the rounds too

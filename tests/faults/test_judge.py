@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from infra.faults.book import Book
+from infra.faults.judge import Judge
 
 FRAME = b"\xff\xd8\xff frame"
 SHA = hashlib.sha256(FRAME).hexdigest()
@@ -141,3 +144,26 @@ def test_an_alert_that_stays_raised_or_differs_is_undecided() -> None:
     assert kept.undecided(1000) == ["a"], "the region does not know yet"
     kept.alert("region", "alerts", alert(3), 0, 1, 13)
     assert kept.undecided(1000) == []
+
+
+def test_who_is_slow_is_waited_for_and_who_stands_still_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle: Any = SimpleNamespace(knows=None)
+    judge = Judge("127.0.0.1:1", "127.0.0.1:1", "leaf-1", tmp_path, oracle, oracle)
+    left = 10
+
+    def one_fewer(before: float, lost_with: object) -> list[str]:  # it is asked every .2 s
+        nonlocal left
+        left -= 1
+        return ["record"] * left
+
+    monkeypatch.setattr(judge.book, "check_evidence", lambda: None)
+    monkeypatch.setattr(judge.book, "unaccounted", one_fewer)
+    try:
+        slow = judge.settle(0.0, 1.0)
+        assert slow.clean
+        assert slow.seconds > 1.0
+        monkeypatch.setattr(judge.book, "unaccounted", lambda before, lost_with: ["record"] * 3)
+        assert judge.settle(0.0, 1.0).open == 3
+    finally:
+        for reader in judge.readers.values():
+            reader.close()
