@@ -1,29 +1,28 @@
 """The audit of one leaf process: which frames the region judges whatever the leaf thinks, and what that says of the leaf's answers.
 
 A frame is drawn by its id (`agents.cascade.audit`). When it is asked about it is noted with what the leaf answered; the region's answer
-completes it, however late. What is noted and never completed counts as missing. The estimates are `agents.cascade.accuracy`'s.
+completes it, however late. What is noted and never completed counts as missing. What is known of it is in `agents.ledgers`, what labels
+say of it in `agents.truths`.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import msgspec
-import numpy as np
 
-from agents.cascade.accuracy import KEEP, LEVEL, Estimate, Judged, Live, Window
-from agents.cascade.accuracy import Accuracy as Estimates
-from agents.cascade.agreement import Counts, agree, compare, judged_scores
+from agents.cascade.accuracy import KEEP, Judged, Live, Window
+from agents.cascade.agreement import Counts, compare
 from agents.cascade.audit import Demand, audited, rates_in_force
 from agents.cascade.budgets import Budgets
-from agents.cascade.calibration import calibration_error
-from agents.cascade.risk import Risk, choose
+from agents.ledgers import Doubt, Kept, Ledger
 from agents.pace import Pace
+from agents.truths import Truths
 from schemas.accuracy import Accuracy
 from schemas.config import Audit
+from schemas.labels import Label
 from schemas.messages import Verdict
 from schemas.rules import Rule, Zone
 from streams import telemetry
@@ -31,52 +30,6 @@ from streams import telemetry
 RATES_S = 5.0  # how often the rates are set anew
 MODELS = 1000  # windows, one for each source and model
 WAITING = 2000  # frames whose answers are waited for
-_PAIRS = 40  # detections of a frame that a calibration error rests on
-
-
-class Doubt(msgspec.Struct, frozen=True):
-    """How sure the leaf was of an audited frame, whether the region disagreed, and of its detections the scores and which were right."""
-
-    confidence: float
-    disagreed: bool
-    scores: list[float]
-    right: list[bool]
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """The audited frames of one source and model, as they are written down."""
-
-    model: str
-    digest: str
-    site: str
-    frames: list[Judged]
-    doubts: dict[str, Doubt]
-
-
-class _Ledger:
-    """What is known of the answers of one model to one source."""
-
-    def __init__(self, model: str, digest: str, site: str, frames: Iterable[Judged] = (), doubts: dict[str, Doubt] | None = None) -> None:
-        self.model, self.digest, self.site = model, digest, site
-        self.window = Window(frames=frames)
-        self.doubts = dict(doubts or {})
-        self.fresh = False
-        self.risk: Risk | None = None  # as it was last told
-
-    def add(self, judged: Judged, doubt: Doubt | None = None) -> None:
-        self.window.add(judged)
-        if doubt is not None:
-            self.doubts[judged.id] = doubt
-            self.fresh = True
-        if len(self.doubts) > 2 * KEEP:
-            kept = {each.id for each in self.window.frames()}
-            self.doubts = {name: each for name, each in self.doubts.items() if name in kept}
-
-    def dump(self) -> Kept:
-        frames = self.window.frames()
-        return Kept(
-            self.model, self.digest, self.site, frames, {each.id: self.doubts[each.id] for each in frames if each.id in self.doubts}
-        )
 
 
 class _Waiting(msgspec.Struct, frozen=True):
@@ -108,8 +61,9 @@ class Audits:
         self._raised: dict[str, float] = {}  # factors on the rate, by source
         self._rates: dict[str, float] = {}
         self._rates_at_s = float("-inf")
-        self._ledgers: OrderedDict[tuple[str, str], _Ledger] = OrderedDict()
+        self._ledgers: OrderedDict[tuple[str, str], Ledger] = OrderedDict()
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self.truths = Truths(rules)
 
     # ---- the sample
 
@@ -150,6 +104,7 @@ class Audits:
         for key in [key for key in self._ledgers if key[0] == source]:
             del self._ledgers[key]
         self._waiting = OrderedDict((name, each) for name, each in self._waiting.items() if each.verdict.source != source)
+        self.truths.begin_again(source)
 
     def asked(self, verdict: Verdict, rate: float, *, otherwise: bool, sent: bool = True) -> None:
         """A frame of the sample was answered so by the leaf, and the region is asked about it.
@@ -166,32 +121,28 @@ class Audits:
         telemetry.AUDITS.labels("asked" if sent else "missing").inc()
         if sent:
             self._waiting[verdict.id] = _Waiting(verdict, judged)
+            self.truths.asked(verdict, judged)
             if len(self._waiting) > WAITING:
                 self._waiting.popitem(last=False)
 
     def heard(self, verdict: Verdict) -> Counts | None:
         """A region's answer, to whatever frame; what the leaf's answer has in common with it if the frame is of the sample."""
+        self.truths.heard(verdict)
         waiting = self._waiting.pop(verdict.id, None)
         if waiting is None:
             return None
         ours, rules = waiting.verdict, self.rules(verdict.source)
-        pairs = judged_scores(list(ours.detections)[:_PAIRS], verdict.detections)
-        doubt = Doubt(
-            ours.confidence,
-            not agree(ours.detections, verdict.detections, rules),
-            [score for score, _ in pairs],
-            [right for _, right in pairs],
-        )
+        doubt = Doubt.of(ours.confidence, ours.detections, verdict.detections, rules)
         counts = compare(ours.detections, verdict.detections)
         self._ledger(ours).add(msgspec.structs.replace(waiting.judged, leaf=counts), doubt)
         telemetry.AUDITS.labels("judged").inc()
         return counts
 
-    def _ledger(self, verdict: Verdict) -> _Ledger:
+    def _ledger(self, verdict: Verdict) -> Ledger:
         key = (verdict.source, verdict.model_digest)
         found = self._ledgers.get(key)
         if found is None:
-            found = self._ledgers[key] = _Ledger(verdict.model, verdict.model_digest, verdict.site)
+            found = self._ledgers[key] = Ledger(verdict.model, verdict.model_digest, verdict.site)
             if len(self._ledgers) > MODELS:
                 self._ledgers.popitem(last=False)
         self._ledgers.move_to_end(key)
@@ -204,90 +155,43 @@ class Audits:
         than the stated share, by what was audited. None where nothing is audited: then nobody can say."""
         if not self.settings.rate:
             return None
-        ledger = self._ledgers.get((source, digest))
-        return ledger is not None and self._risk(ledger).final(confidence)
+        ledger = self.truths.ledger(source, digest) or self._ledgers.get((source, digest))
+        return ledger is not None and ledger.risk(self.settings.risk).final(confidence)
 
-    def _risk(self, ledger: _Ledger, *, anew: bool = False) -> Risk:
-        """The threshold that a ledger's frames allow: that which was told last, so that what is in force can be read."""
-        if ledger.risk is None or anew:
-            doubts = [(frame.rate, ledger.doubts[frame.id]) for frame in ledger.window.frames() if frame.id in ledger.doubts]
-            ledger.risk = choose(
-                [doubt.confidence for _, doubt in doubts],
-                [doubt.disagreed for _, doubt in doubts],
-                [1 / rate for rate, _ in doubts],
-                alpha=self.settings.risk,
-            )
-        return ledger.risk
+    def label(self, label: Label) -> bool:
+        """A label came; whether it is of use."""
+        useful = self.truths.label(label)
+        telemetry.LABELS.labels("used" if useful else "unknown").inc()
+        return useful
 
     def news(self) -> list[Accuracy]:
-        """The accuracy of every source and model of which a frame was judged since the last call."""
+        """The accuracy of every source and model of which a frame was judged since the last call; against labels where they are enough."""
+        self.truths.look()
         found = []
-        for (source, _), ledger in self._ledgers.items():
-            if ledger.fresh:
+        for (source, digest), ledger in self._ledgers.items():
+            labelled = self.truths.ledger(source, digest)
+            if ledger.fresh or (labelled is not None and labelled.fresh):
                 ledger.fresh = False
-                found.append(self._accuracy(source, ledger))
+                found.append((labelled or ledger).accuracy(source, self.settings.risk))
         return found
 
     def live(self) -> Live:
         """The accuracy of all sources together, each with the model that answered it last."""
-        latest: dict[str, _Ledger] = {source: ledger for (source, _), ledger in self._ledgers.items()}
+        latest: dict[str, Ledger] = {source: ledger for (source, _), ledger in self._ledgers.items()}
         together = [frame for ledger in latest.values() for frame in ledger.window.frames()]
         return Window(frames=together, keep=max(KEEP, len(together))).live()
-
-    def _accuracy(self, source: str, ledger: _Ledger) -> Accuracy:
-        frames, live = ledger.window.frames(), ledger.window.live()
-        doubts = [(frame, ledger.doubts[frame.id]) for frame in frames if frame.id in ledger.doubts]
-        scores = [score for _, doubt in doubts for score in doubt.scores]
-        error = calibration_error(
-            scores,
-            [right for _, doubt in doubts for right in doubt.right],
-            [1 / frame.rate for frame, doubt in doubts for _ in doubt.scores],
-            groups=np.repeat(np.arange(len(doubts)), [len(doubt.scores) for _, doubt in doubts]),
-        )
-        risk = self._risk(ledger, anew=True)
-        shares = {**_shares("leaf", live.leaf), **_shares("results", live.results)}
-        return Accuracy(
-            source=source,
-            site=ledger.site,
-            model=ledger.model,
-            model_digest=ledger.digest,
-            against="region",
-            since=_time(frames[0].at),
-            until=_time(frames[-1].at),
-            frames=live.frames,
-            missing=live.missing,
-            level=LEVEL,
-            unknown=live.leaf.f1.unknown or None,
-            calibration_error=None if error is None else round(min(error.value, 1.0), 4),
-            calibration_pairs=len(scores),
-            risk=self.settings.risk,
-            sure_from=risk.least,
-            sure_share=round(risk.share, 4) if risk.least is not None else None,
-            **shares,
-        )
 
     # ---- what outlives the process
 
     def dump(self, source: str) -> list[Kept]:
-        """The audited frames of a source, by model, the last one last."""
-        return [ledger.dump() for (name, _), ledger in self._ledgers.items() if name == source]
+        """The judged frames of a source, by model, the last one last."""
+        return [ledger.dump() for (name, _), ledger in self._ledgers.items() if name == source] + self.truths.dump(source)
 
     def load(self, source: str, kept: Iterable[Kept]) -> None:
         """Take up what `dump` gave, unless more is known already."""
+        kept = list(kept)
         for each in kept:
             known = self._ledgers.get((source, each.digest))
-            if known is None or len(known.window) < len(each.frames):
-                self._ledgers[source, each.digest] = _Ledger(each.model, each.digest, each.site, each.frames, each.doubts)
-
-
-def _shares(of: str, estimates: Estimates) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for name in ("precision", "recall", "f1"):
-        estimate: Estimate = getattr(estimates, name)
-        for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
-            found[f"{of}_{name}{end}"] = None if value is None else round(min(max(value, 0.0), 1.0), 4)
-    return found
-
-
-def _time(at: float) -> dt.datetime:
-    return dt.datetime.fromtimestamp(at, dt.UTC)
+            if each.against == "region" and (known is None or len(known.window) < len(each.frames)):
+                self._ledgers[source, each.digest] = Ledger.load(each)
+        self.truths.load(source, (each for each in kept if each.against == "labels"))

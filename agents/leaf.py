@@ -21,6 +21,7 @@ import msgspec
 from agents.alerts import AlertRules
 from agents.audits import Audits
 from agents.beliefs import Belief, Beliefs
+from agents.cascade.accuracy import leaf_rank
 from agents.inference.images import UndecodableImage
 from agents.monitors import Monitors
 from agents.questions import Question, Questions, Wish, ids
@@ -132,7 +133,8 @@ class Leaf:
         """A region's answer, whoever asked for it: what it teaches if it was us, and what is to be written of it."""
         if verdict.status is not Status.FINAL:
             return []
-        self.beliefs.hear(verdict)
+        if not self.audits.truths.prefers_leaf(verdict.source):  # else it would teach the leaf to be worse
+            self.beliefs.hear(verdict)
         counts = self.audits.heard(verdict)
         if counts is None:
             return []
@@ -275,7 +277,14 @@ class Leaf:
             await asyncio.sleep(0)  # they leave before anything slower is begun
             telemetry.ALERTS.labels("raised").inc(len(alerts))
         drawn = self._drawn(frame)
-        wish = self.questions.about(frame.source, belief.view, alerts, again=belief.asked, audited=drawn is not None)
+        wish = self.questions.about(
+            frame.source,
+            belief.view,
+            alerts,
+            again=belief.asked,
+            audited=drawn is not None,
+            worthless=self.audits.truths.prefers_leaf(frame.source),
+        )
         verdict = self._verdict(frame, seen, belief, wish, alerted=bool(alerts))
         asked = wish.reason is not None
         if asked:
@@ -336,11 +345,12 @@ class Leaf:
         """What the leaf believes. It is final where the audit shows that the region would hardly disagree, provisional while the region's
         answer is waited for: for a frame that is asked about since the leaf is not sure, and for that of an alert always, so that a
         deadline shows that nobody has reviewed it. What it is not sure of and cannot ask is unanswered; while the region is away it is
-        final, by the site's policy, and says so."""
+        final, by the site's policy, and says so. Where labels have shown that the leaf is the better one, it has the last word."""
         sureness = confidence(belief.detections)
-        stated = self.audits.sure(frame.source, seen.digest, sureness) if self.questions.asks else True
+        preferred = self.audits.truths.prefers_leaf(frame.source)
+        stated = self.audits.sure(frame.source, seen.digest, sureness) if self.questions.asks and not preferred else True
         sure = not wish.wanted if stated is None else stated
-        waits = (wish.reason is not None and not wish.away and not sure) or (alerted and self.questions.asks)
+        waits = (wish.reason is not None and not wish.away and not sure) or (alerted and self.questions.asks and not preferred)
         away = (LATER if waits else AWAY) if wish.away and (waits or not sure) else None
         status = Status.PROVISIONAL if waits else Status.FINAL if sure or wish.away or stated is None else Status.UNANSWERED
         return Verdict(
@@ -352,7 +362,7 @@ class Leaf:
             confidence=sureness,
             tier=Tier.LEAF,
             site=self.config.name,
-            rank=RANK[Tier.LEAF],
+            rank=leaf_rank(preferred),
             generation=self.config.detector.generation,
             model=seen.model,
             model_digest=seen.digest,

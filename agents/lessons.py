@@ -13,9 +13,10 @@ from collections.abc import Iterable
 import msgspec
 from mode import Service
 
-from agents.audits import Audits, Kept
+from agents.audits import Audits
 from agents.cascade.cascade import Cascade, Lesson
 from agents.drift.monitor import MonitorState
+from agents.ledgers import Kept
 from agents.monitors import Monitors
 from streams import outputs
 from streams.clients import BrokerUnavailable, Clients

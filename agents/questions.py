@@ -107,7 +107,16 @@ class Questions:
 
     # ---- whether to ask
 
-    def about(self, source: str, view: View | None, alerts: list[Alert], *, again: bool = False, audited: bool = False) -> Wish:
+    def about(
+        self,
+        source: str,
+        view: View | None,
+        alerts: list[Alert],
+        *,
+        again: bool = False,
+        audited: bool = False,
+        worthless: bool = False,
+    ) -> Wish:
         """Whether the region is to be asked about a frame; charges the budgets if so.
 
         While the region is away frames of alerts and of the audit sample are kept for it all the same, and for `policy.away_backlog_s` what
@@ -119,9 +128,11 @@ class Questions:
             What the cascade makes of the frame; None: it was not shown to it.
         again
             It was asked about before, and comes again.
+        worthless
+            The region's answers are worth nothing on this source: only the audit goes on, by which it is seen whether that stays so.
         """
         size = self.evidence_bytes
-        reason = self._reason(source, view, alerts, size, again) if self.asks else None
+        reason = self._reason(source, view, alerts, size, again) if self.asks and not worthless else None
         otherwise = reason is not None
         if audited and self.asks and reason is not Reason.ALERT:
             if not otherwise:

@@ -36,6 +36,7 @@ from agents.snapshots import Snapshotter
 from agents.steps import rungs_of
 from schemas.config import SiteConfig
 from schemas.errors import Fault
+from schemas.labels import Label
 from schemas.links import LinkState
 from schemas.messages import Alert, Control, Drop, Verdict
 from schemas.records import InvalidRecord
@@ -189,8 +190,13 @@ def run_leaf(config: SiteConfig, folder: Path, models: Path) -> int:
         sink.post(leaf.hear(Verdict.from_bytes(stored.value or b"")))
         telemetry.LOOK_THRESHOLD.set(cascade.governor.threshold)
 
+    def hear_label(stored: Stored) -> None:
+        leaf.audits.label(Label.from_bytes(stored.value or b""))
+
     # Answers to frames that were asked about before a restart teach nothing: what was known of those frames is gone with the process.
     heard = {role.read("link.state"): hear_link, role.read("control"): hear_control, role.read("region.verdicts"): hear_region}
+    if asks:
+        heard[role.read("labels")] = hear_label
     hearing = Hearing(clients, heard)
 
     def explain(lost: Lost) -> None:

@@ -57,7 +57,7 @@ MAX_RANK = {Tier.LEAF: LEAF_PREFERRED_RANK, Tier.REGION: 20, Tier.CLOUD: 30}  # 
 MAX_ESCALATION_BYTES = 48 << 10  # it travels in a header, beside those of the envelope
 
 
-def _check_id(field: str, text: str, source: str | None = None) -> None:
+def check_id(field: str, text: str, source: str | None = None) -> None:
     """A record id has its form and, unless it is a foreign record's, belongs to the source: partitions and rights go by the source."""
     try:
         name = RecordId.parse(text)
@@ -87,7 +87,7 @@ class Answer(Record, frozen=True, kw_only=True):
     note: Text | None = None
 
     def check(self) -> None:
-        _check_id(f"{type(self).__name__}.id", self.id, self.source)
+        check_id(f"{type(self).__name__}.id", self.id, self.source)
         if (self.status is Status.PROVISIONAL) != (self.deadline_ms is not None):
             raise InvalidRecord(
                 f"{type(self).__name__}.deadline_ms is {self.deadline_ms} with status '{self.status}': "
@@ -130,12 +130,13 @@ LATE_S = 5.0  # an alert that comes to its reader later than this after its fram
 
 class Alert(Record, frozen=True, kw_only=True):
     """A rule fired on a verdict, and what became of it. It carries the rule's class, score and zone, so that it can be judged again
-    anywhere.
+    anywhere. Of an alert on exit the zone is empty: its object stands outside of the one that it left.
 
     `raised_by` is the tier whose verdict the rule fired on: a region where only it saw the object. `held_s` is how long the rule had held
-    when it fired. `order` compares as text: of two messages of one alert the greater holds; it is empty as long as nothing has decided,
-    else it begins with the order of the result that did. `late_by_s` is how long its frame had waited when it was raised, and how long the
-    alert then waited for the link: durations by brokers' clocks, so that no clock at the edge makes an alert late or new.
+    when it fired; on entry and exit, how long ago the crossing was. `order` compares as text: of two messages of one alert the greater
+    holds; it is empty as long as nothing has decided, else it begins with the order of the result that did. `late_by_s` is how long its
+    frame had waited when it was raised, and how long the alert then waited for the link: durations by brokers' clocks, so that no clock at
+    the edge makes an alert late or new.
     """
 
     id: Name
@@ -166,7 +167,7 @@ class Alert(Record, frozen=True, kw_only=True):
         return self.late_by_s >= LATE_S
 
     def check(self) -> None:
-        _check_id("Alert.record", self.record, self.source)
+        check_id("Alert.record", self.record, self.source)
         if self.version != self.state.height:
             raise InvalidRecord(f"Alert.version is {self.version}: expected {self.state.height}, the height of state '{self.state}'")
 
@@ -188,7 +189,7 @@ class Asked(Record, frozen=True, kw_only=True):
     detections: Annotated[str, Meta(max_length=1 << 16)] = "[]"
 
     def check(self) -> None:
-        _check_id("Asked.id", self.id)
+        check_id("Asked.id", self.id)
         try:
             Detections.from_json(self.detections)
         except InvalidRecord as error:
@@ -222,7 +223,7 @@ class Escalation(Record, frozen=True, kw_only=True):
 
     def check(self) -> None:
         for asked in self.records:
-            _check_id("Escalation.records", asked.id, self.source)
+            check_id("Escalation.records", asked.id, self.source)
 
 
 class Ranges(Json):

@@ -65,6 +65,16 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact",
     )
     yield make(
+        "labels",
+        "record id",
+        "Label",
+        [_O, _P],
+        [_L, _X],
+        "what frames truly show, as people know or whatever knows better than the models",
+        cleanup="compact,delete",
+        **_alerts(config),
+    )
+    yield make(
         "results",
         "record id",
         "Result",

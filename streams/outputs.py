@@ -14,6 +14,7 @@ from schemas.envelope import Envelope, Headers
 from schemas.frames import Frame
 from schemas.identity import RecordId
 from schemas.incidents import Incident
+from schemas.labels import Label
 from schemas.letters import Decision
 from schemas.links import LinkHold, LinkOrder, LinkState
 from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Verdict
@@ -91,6 +92,12 @@ def accuracy(topic: Topic, value: Accuracy) -> Output:
 def drift(topic: Topic, value: Drift) -> Output:
     """A drift alarm in one of its states, keyed by its id."""
     headers = Envelope(id=f"{value.id}/{value.version}", source=value.source, type=envelope.DRIFT, time=value.at).to_headers()
+    return Output(topic, value.source, value.id, value.to_bytes(), headers)
+
+
+def label(topic: Topic, value: Label) -> Output:
+    """What a record truly shows, keyed by it."""
+    headers = Envelope(id=f"{value.id}/{value.at.isoformat()}", source=value.source, type=envelope.LABEL, time=value.at).to_headers()
     return Output(topic, value.source, value.id, value.to_bytes(), headers)
 
 

@@ -35,6 +35,7 @@ REPEATED = Counter("headwater_escalations_repeated_total", "Questions that came 
 DECLINED = Counter("headwater_escalations_declined_total", "Looks that were wanted and not asked for, by what forbade them.", ["budget"])
 LESSONS = Counter("headwater_lessons_total", "Answers of the region that the leaf has learned from.")
 AUDITS = Counter("headwater_audits_total", "Frames of the audit sample: asked, judged, missing (they could not be asked).", ["outcome"])
+LABELS = Counter("headwater_labels_total", "Labels: used, or unknown (not of a frame of the audit sample that is remembered).", ["outcome"])
 ACCURACY = Gauge(
     "headwater_live_accuracy",
     "Precision, recall and F1 of the leaf's answers and of the results against the region, over all sources; value, low and high (95 %).",

@@ -19,6 +19,7 @@ from schemas.drift import Drift
 from schemas.envelope import Envelope, InvalidEnvelope, check_bounds
 from schemas.identity import InvalidIdentity, source_of_key
 from schemas.incidents import Incident
+from schemas.labels import Label
 from schemas.letters import Decision
 from schemas.links import LinkHold, LinkOrder, LinkState
 from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Position, Result, Verdict
@@ -47,6 +48,7 @@ _BY_TOPIC: dict[str, type[Record]] = {
     "Incident": Incident,
     "Accuracy": Accuracy,
     "Drift": Drift,
+    "Label": Label,
 }
 _BY_TYPE: dict[str, type[Record]] = {
     names.VERDICT: Verdict,
@@ -63,6 +65,7 @@ _BY_TYPE: dict[str, type[Record]] = {
     names.INCIDENT: Incident,
     names.ACCURACY: Accuracy,
     names.DRIFT: Drift,
+    names.LABEL: Label,
     names.SNAPSHOT: Snapshot,
     names.ACCOUNT: AccountSet,
     names.ACCOUNT_PAST: AccountPast,

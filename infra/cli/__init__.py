@@ -19,6 +19,7 @@ COMMANDS = {
     "show": ("infra.cli.show", "show", "Show an alert: its story and its picture."),
     "account": ("infra.cli.account", "account", "Account for every record of a source: what became of it, and which are missing."),
     "accuracy": ("infra.cli.accuracy", "accuracy", "How accurate the answers to each source are, as the audit sample shows it."),
+    "label": ("infra.cli.label", "label", "Say what frames truly show: accuracy is then measured against it."),
     "link": ("infra.cli.link", "link", "The link of a leaf to its region: status, pause, resume."),
     "dlq": ("infra.cli.dlq", "dlq", "Look at dead letters, bring their records back, or give them up."),
     "reprocess": ("infra.cli.reprocess", "reprocess", "Judge a time range again with another model."),

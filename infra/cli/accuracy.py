@@ -25,9 +25,9 @@ def accuracy(sources: tuple[str, ...], every: bool, config_path: str, as_json: b
     """Show how accurate a leaf's answers are: measured on frames that the region judged whatever the leaf thought of them.
 
     `leaf` is what the leaf answers at once, `results` what readers have in the end. Each share is shown with the interval that it lies in
-    with a probability of 95 %. They are against the region's answers, which are not the truth. A source of which too few frames were
-    judged has no figures yet (100 at least; `audit.rate` says how many are). `sure from` is the confidence from which on the region
-    disagrees with no more than `audit.risk` of the answers.
+    with a probability of 95 %. They are against the region's answers, which are not the truth, or against labels where a hundred are known
+    (`headwater label frames`). A source of which too few frames were judged has no figures yet (100 at least; `audit.rate` says how many
+    are). `sure from` is the confidence from which on answers are final, so that no more than `audit.risk` of them are other ones there.
 
     \b
     Examples:
@@ -97,6 +97,8 @@ def _print(found: list[Accuracy]) -> None:
 def _note(of: Accuracy) -> str:
     """What is not in the table: which model, until when, and how far its confidence can be relied upon."""
     parts = [clean(of.model), f"until {of.until.astimezone():%Y-%m-%d %H:%M:%S}"]
+    if of.against == "labels":
+        parts.append("against labels")
     if of.unknown:
         return f"{clean(of.source)}: not known yet, {of.unknown} ({', '.join(parts)})"
     if of.missing:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -79,6 +81,15 @@ def load_config(path: str) -> SiteConfig:
         return parse(text, os.environ, where=path)
     except InvalidConfig as error:
         raise CommandFailed(str(error)) from None
+
+
+def me() -> str:
+    """Who gives an order: user and machine."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        user = "someone"
+    return f"{user}@{socket.gethostname()}"[:128]
 
 
 def print_json(value: Any) -> None:

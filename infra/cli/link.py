@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.cli.clusters import clients_of, explained
-from infra.cli.common import CommandFailed, config_option, json_option, load_config, out, print_json
+from infra.cli.common import CommandFailed, config_option, json_option, load_config, me, out, print_json
 from schemas.links import Breaker, LinkOrder
 from schemas.messages import Tier
 
@@ -121,7 +119,7 @@ def _order(config_path: str, lanes: tuple[str, ...], reason: str | None, as_json
         site=config.name,
         paused=bool(wanted),
         lanes=() if wanted >= set(known) else tuple(lane for lane in known if lane in wanted),
-        by=f"{_user()}@{socket.gethostname()}"[:128],
+        by=me(),
         reason=reason,
     )
     with explained():
@@ -148,13 +146,6 @@ def _heard(clients: Clients, leaf: Topology, order: LinkOrder) -> bool:
             return True
         time.sleep(0.3)
     return False
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        return "someone"
 
 
 def _open(path: str) -> tuple[SiteConfig, Clients, Topology]:

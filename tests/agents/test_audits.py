@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agents.audits import Audits, Kept
+from agents.audits import Audits
 from agents.cascade.budgets import Budgets
+from agents.ledgers import Kept
 from schemas.accuracy import Accuracy
 from schemas.config import Audit, Evidence, Policy
 from schemas.detections import Detection, Detections

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from agents.audits import Doubt, Kept
 from agents.cascade.accuracy import Judged
 from agents.cascade.agreement import Counts
+from agents.ledgers import Doubt, Kept
 from agents.reach import AWAY
 from schemas.config import Audit, Evidence, Policy
 from schemas.detections import Detections

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.audits import Doubt, Kept
 from agents.cascade.accuracy import Judged
 from agents.cascade.agreement import Counts
 from agents.cascade.budgets import Budgets
@@ -25,6 +24,7 @@ from agents.cascade.cascade import Cascade, Lesson
 from agents.cascade.values import ExpectedGain
 from agents.drift.monitor import StreamMonitor
 from agents.drift.traits import traits
+from agents.ledgers import Doubt, Kept
 from agents.lessons import LAYOUT, pack, unpack
 from schemas.detections import Detection, Detections
 from schemas.messages import RANK, Status, Tier, Verdict

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import signal
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import msgspec
+
 from schemas.detections import Detections
-from schemas.messages import RANK, Status, Tier, Verdict
+from schemas.labels import Label
+from schemas.messages import LEAF_PREFERRED_RANK, RANK, Status, Tier, Verdict
 from streams import outputs
 from streams.clients import Clients
 from streams.sink import Sink
@@ -50,6 +54,51 @@ def test_a_leaf_says_how_accurate_it_is(tools: ModuleType, site: Callable[..., A
         assert (each["frames"], each["missing"], each["leaf_f1"], each["results_recall"]) == (FRAMES, 0, 1.0, 1.0)
         assert 0.9 < each["leaf_precision_low"] <= 1
         assert each["sure_from"] <= 1
+
+
+def test_where_labels_show_that_the_leaf_is_better_its_answers_hold(
+    tools: ModuleType, site: Callable[..., Any], street: list[bytes]
+) -> None:
+    """The region sees nothing, and labels say that the leaf was right: so from then on the leaf outranks it, and asks about its sample
+    alone."""
+    leaf = site(
+        link=AWAY,
+        audit={"rate": 1.0},
+        policy={"inferences_per_s": 10_000.0, "budget_bytes_per_s": 100 << 20, "teach": False},
+        detector={"degrade": False},
+        ingress={"max_age_ms": 60_000},
+        evidence={"form": "frame", "side": 128, "quality": 20},
+    )
+    reader = tools.Reader(leaf, "verdicts", "escalations", "accuracy")
+    camera = tools.Camera(leaf, street)
+    agent = leaf.start("agent")
+    camera.shoot(FRAMES)
+    reader.until(lambda: set(camera.manifest) <= {each for message in reader.records["escalations"] for each in audited(message)}, "asked")
+    topology, sink = Topology(leaf.config), Sink(Clients(leaf.config.kafka, "test"))
+    answers, labels = topology.role(Role.LINK).write("region.verdicts"), topology.role(Role.OPERATOR).write("labels")
+    right = [agreed(each) for each in reader.values("verdicts")]
+    blind = [msgspec.structs.replace(each, detections=Detections()) for each in right]
+    sink.write_blocking([outputs.answer(answers, each) for each in blind])
+    sink.write_blocking([outputs.label(labels, labelled(each)) for each in right])
+    sink.close()
+
+    def told() -> dict[str, Any]:
+        return {each["source"]: each for each in reader.values("accuracy") if each["against"] == "labels"}
+
+    reader.until(lambda: sum(each["frames"] for each in told().values()) == 2 * FRAMES, "the accuracy is against labels")
+    assert {each["leaf_f1"] for each in told().values()} == {1.0}
+    later = set(camera.shoot(2))
+    reader.until(lambda: later <= reader.ids("verdicts"), "answered")
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(tools.WORKER_LIMIT_S) == 0, leaf.logs()
+    reader.close()
+    ranks = {(each["id"] in later, each["rank"]) for each in reader.values("verdicts")}
+    assert ranks == {(False, RANK[Tier.LEAF]), (True, LEAF_PREFERRED_RANK)}
+
+
+def labelled(right: Verdict) -> Label:
+    truly = Detections(msgspec.structs.replace(each, score=1.0) for each in right.detections)
+    return Label(id=right.id, source=right.source, objects=truly, by="test", at=dt.datetime.now(dt.UTC))
 
 
 def audited(message: Any) -> list[str]:
