@@ -365,8 +365,8 @@ def test_the_region_decides_how_many_looks_it_affords(tools: ModuleType, bench: 
 def test_evidence_may_cost_what_the_links_budget_leaves(tools: ModuleType, bench: Make) -> None:
     """All lanes count: verdicts and alerts go first, and what is left is divided among the site's workers."""
     desk = bench(link=Link(region_name="region-1", budget_bytes_per_s=50_000), policy=Policy(budget_bytes_per_s=64_000))
-    assert desk.budgets.bytes.rate == 50_000
-    lanes = Lanes((LaneState(topic="escalations", direction="up", waiting_bytes=25_000),))
+    assert desk.budgets.bytes.rate == 25_000
+    lanes = Lanes((LaneState(topic="escalations", direction="up", drain_s=1.0),))
     state = LinkState(
         site="leaf-1",
         region="region-1",
