@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
+from agents.paths import GAP_S, Paths
 from schemas.alerts import lateness_s
 from schemas.detections import Detection, Detections
 from schemas.frames import Frame
@@ -19,7 +20,6 @@ from schemas.identity import alert_id
 from schemas.messages import Alert, AlertState, Tier
 from schemas.rules import Rule, Zone, best_match
 
-GAP_S = 1.0  # an object that is not seen for longer has gone: `min_duration_s` starts again
 STREAMS = 10_000  # epochs, and pairs of rule and source, that are remembered; the ones not heard of for longest are forgotten
 RAISED = 2_000  # alerts that are answered the same again
 FIRED_AWAY = 64  # the same, where frames come in no order
@@ -30,11 +30,13 @@ V = TypeVar("V")
 
 
 class _Hold(msgspec.Struct):
-    """How long a rule has held on one source, and when it last fired there; times are capture times."""
+    """How long a rule has held on one source, and when it last fired there; times are capture times. Where the rule is judged object by
+    object, `paths` knows the former."""
 
     since: dt.datetime | None = None
     seen: dt.datetime | None = None
     fired: list[dt.datetime] = []  # sorted
+    paths: Paths | None = None
 
 
 class AlertRules:
@@ -68,7 +70,13 @@ class AlertRules:
             with self._lock:
                 if alert.id not in self._raised:
                     raised = msgspec.structs.replace(
-                        alert, state=AlertState.RAISED, version=AlertState.RAISED.height, decided_by=None, order=""
+                        alert,
+                        state=AlertState.RAISED,
+                        version=AlertState.RAISED.height,
+                        decided_by=None,
+                        note=None,
+                        order="",
+                        right=None,
                     )
                     self._remember(raised, _kept(self._holds, (alert.rule, alert.source), _Hold, STREAMS))
 
@@ -94,6 +102,8 @@ class AlertRules:
     ) -> Alert | None:
         if rule.sources and frame.source not in rule.sources:
             return None
+        if rule.needs_past:
+            return self._judge_objects(rule, zone, frame, record, detections, old, model_digest)
         seen = best_match(detections, rule.label, rule.min_score, zone)
         if seen is None:
             return None
@@ -107,9 +117,28 @@ class AlertRules:
         hold.seen = now
         if known is not None:
             return known
-        held_s = (now - hold.since).total_seconds()
+        return self._raise(rule, zone, frame, record, seen, (now - hold.since).total_seconds(), model_digest, hold)
+
+    def _judge_objects(
+        self, rule: Rule, zone: Zone, frame: Frame, record: str, detections: Detections, old: bool, model_digest: str
+    ) -> Alert | None:
+        # What was raised before a restart is answered whatever the detections: its object has another track now, or came in unseen.
+        known = self._raised.get(alert_id(rule.name, record))
+        if old:
+            return known
+        hold = _kept(self._holds, (rule.name, frame.source), _Hold, STREAMS)
+        if hold.paths is None:
+            hold.paths = Paths(rule, zone)
+        found = hold.paths.follow(frame, detections)
+        if known is not None or found is None:
+            return known
+        return self._raise(rule, zone, frame, record, *found, model_digest, hold)
+
+    def _raise(
+        self, rule: Rule, zone: Zone, frame: Frame, record: str, seen: Detection, held_s: float, model_digest: str, hold: _Hold
+    ) -> Alert | None:
         # Both ways in time: what is captured before an alert and judged after it (a replay, a clock set back) is the same event too.
-        if held_s < rule.min_duration_s or _near(hold.fired, now, rule.cooldown_s):
+        if _near(hold.fired, frame.captured_at, rule.cooldown_s):
             return None
         alert = self._alert(rule, zone, frame, record, seen, held_s, model_digest)
         self._remember(alert, hold)
@@ -134,7 +163,7 @@ class AlertRules:
             version=AlertState.RAISED.height,
             label=rule.label,
             min_score=rule.min_score,
-            zone=zone,
+            zone=Zone() if rule.on == "exit" else zone,  # who has left is judged again where it is: anywhere
             seen=Detections([seen]),
             score=seen.score,
             held_s=held_s,
@@ -146,13 +175,13 @@ class AlertRules:
 class OnlySeen:
     """What only a higher tier sees raises an alert there: a rule fires on its detections of a frame and did not on the leaf's.
 
-    Frames come one by one and in any order (the link sends the newest first), so rules with a duration are not judged, and a cool-down
-    counts both ways in capture time. A frame that is judged again raises the same alerts again. After a restart a cool-down begins anew;
-    what is then raised twice is one incident.
+    Frames come one by one and in any order (the link sends the newest first), so rules that need an object's past (its duration,
+    crossing or heading) are not judged, and a cool-down counts both ways in capture time. A frame that is judged again raises the same
+    alerts again. After a restart a cool-down begins anew; what is then raised twice is one incident.
     """
 
     def __init__(self, rules: Sequence[Rule], *, tier: Tier, model_digest: str) -> None:
-        self.rules = [(rule, Zone(rule.zone)) for rule in rules if not rule.min_duration_s]
+        self.rules = [(rule, Zone(rule.zone)) for rule in rules if not rule.needs_past]
         self.tier, self.model_digest = tier, model_digest
         self._lock = threading.Lock()
         self._fired: OrderedDict[tuple[str, str], list[dt.datetime]] = OrderedDict()

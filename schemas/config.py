@@ -24,7 +24,7 @@ from schemas.errors import Fault
 from schemas.faults import expectation, faults
 from schemas.messages import Tier
 from schemas.records import shown
-from schemas.rules import Rule, Zone
+from schemas.rules import Rule
 
 _strict = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
 MAX_FILE_BYTES = 1 << 20
@@ -309,10 +309,7 @@ class SiteConfig(msgspec.Struct, **_strict):
         for index, rule in enumerate(self.rules):
             if names.index(rule.name) != index:
                 yield f"$.rules[{index}].name is {rule.name!r} again: expected a name of its own for each rule"
-            try:
-                Zone(rule.zone)
-            except ValueError as error:
-                yield f"$.rules[{index}].zone is {shown(rule.zone)}: {error}"
+            yield from rule.wrong(f"$.rules[{index}]")
         yield from self._crossing_zones()
         for index, each in enumerate(self.redact):
             yield from each.wrong(f"$.redact[{index}]")

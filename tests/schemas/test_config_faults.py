@@ -22,6 +22,9 @@ def fault(text: str, environment: dict[str, str] | None = None) -> str:
     return str(caught.value)
 
 
+RULE = "[[rules]]\nname = 'a'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "path", "told"),
     [
@@ -44,6 +47,21 @@ def fault(text: str, environment: dict[str, str] | None = None) -> str:
         (LEAF + "[[rules]]\nname = 'a'\nzone = [[0, 0], [1, 1]]", "$.rules[0].zone", "2 points: expected 3 to 64"),
         (LEAF + "[[rules]]\nname = 'a'\nzone = [[0, 0], [1, 1], [2, 0]]", "$.rules[0].zone", "from 0 to 1"),
         (LEAF + "[[rules]]\nname = 'a'\n[[rules]]\nname = 'a'", "$.rules[1].name", "is 'a' again"),
+        (LEAF + RULE + "on = 'enter'", "$.rules[0].on", "is 'enter': expected 'presence' or 'entry' or 'exit' (did you mean 'entry'?)"),
+        (LEAF + RULE + "on = 'entry'", "$.rules[0].zone", "is empty: expected a polygon, since $.rules[0].on is 'entry'"),
+        (LEAF + RULE + "on = 'exit'\nzone = []", "$.rules[0].zone", "set zone, or on = 'presence'"),
+        (LEAF + RULE + "heading = [0, 0.0]", "$.rules[0].heading", "is [0.0, 0.0]: expected [dx, dy], not both 0, such as [1, 0]"),
+        (LEAF + RULE + "heading = [1]", "$.rules[0].heading", "is [1.0]: expected [dx, dy]"),
+        (LEAF + RULE + "heading = [1, 0, 0]", "$.rules[0].heading", "has 3 items: expected [dx, dy]"),
+        (LEAF + RULE + "heading = [1, nan]", "$.rules[0].heading[1]", "is nan: expected a"),
+        (LEAF + RULE + "heading = 90", "$.rules[0].heading", "is 90: expected [dx, dy] or []"),
+        (LEAF + RULE + "heading = [1, 0]\nheading_tolerance_deg = 0", "$.rules[0].heading_tolerance_deg", "is 0: expected a number"),
+        (LEAF + RULE + "heading = [1, 0]\nheading_tolerance_deg = 181", "$.rules[0].heading_tolerance_deg", "is 181: expected a number"),
+        (
+            LEAF + RULE + "heading_tolerance_deg = 30",
+            "$.rules[0].heading_tolerance_deg",
+            "is 30 without a heading: expected $.rules[0].heading",
+        ),
         (LEAF + "[metrics]\nports = {agent = 'x'}", "$.metrics.ports.agent", "is 'x': expected a whole number from 0 to 65535"),
         (LEAF + '[detector]\nmodel = "a\\u0000b"', "$.detector.model", "expected text without NUL"),
         (LEAF + "kafka = 3", "$.kafka", "is 3: expected a table"),
@@ -59,6 +77,20 @@ def test_each_fault_names_file_path_and_expectation(text: str, path: str, told: 
     assert message.startswith("leaf.toml"), message
     assert re.search(rf"{re.escape(path)}(?![\w.\[])", message), message
     assert told in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "on = 'entry'\nzone = [[0, 0], [1, 0], [1, 1]]\nmin_duration_s = 2",
+        "on = 'exit'\nzone = [[0, 0], [1, 0], [1, 1]]\nheading = [0, -1]\nheading_tolerance_deg = 90",
+        "heading = [-1, 0]",
+        "heading = []",
+    ],
+)
+def test_ways_and_crossings_may_be_combined(fields: str) -> None:
+    (rule,) = parse(LEAF + RULE + fields, {}).rules
+    assert rule.needs_past is (fields != "heading = []")
 
 
 @pytest.mark.parametrize(

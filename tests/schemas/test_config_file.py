@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ def test_the_example_of_a_rule_is_a_rule() -> None:
     start = example.index("[[rules]]")
     (rule,) = parse('name = "a"\ntier = "leaf"\n' + "\n".join(example[start:]), {}).rules
     assert rule.zone
+
+
+def test_the_examples_of_rules_in_the_readme_are_rules() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```toml\n(\[\[rules\]\].*?)^```$", readme, re.M | re.S)
+    rules = parse('name = "a"\ntier = "leaf"\n' + example, {}).rules
+    assert [rule.needs_past for rule in rules] == [False, True, True, True]
 
 
 def test_the_example_of_a_shared_zone_is_one() -> None:
