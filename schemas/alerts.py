@@ -8,6 +8,7 @@ a person judges it. Between answers of equal preference the state that is higher
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from functools import reduce
 
@@ -22,7 +23,8 @@ _BY_A_PERSON = "2"
 
 
 def state_of(alert: Alert, result: Result) -> AlertState:
-    """The state that the result of an alert's own frame calls for, by its rule's class, score and zone; duration rules are not judged.
+    """The state that the result of an alert's own frame calls for, by its rule's class, score and zone. Duration, crossing and heading
+    are not judged: they take more than one frame. Who has left a zone stands outside on the alert's frame: such an alert carries no zone.
 
     A result of the leaf's ordinary rank decides nothing. One of the region's rank or more does, whoever gave it: a higher tier, or a leaf
     that labels have shown to be the better one on the stream.
@@ -52,6 +54,17 @@ def judge(alert: Alert, result: Result) -> Alert | None:
         return None
     decided_by = None if state is AlertState.UNREVIEWED else result.tier
     return msgspec.structs.replace(alert, state=state, version=state.height, decided_by=decided_by, order=order)
+
+
+def judged_by(alert: Alert, person: str, at: dt.datetime, right: bool | None) -> Alert:
+    """The alert as a person judges it: `right`, wrong, or only seen (None). It stands above whatever any tier says, and of two judgements
+    the later one holds."""
+    state = AlertState.JUDGED
+    what = {True: "right", False: "wrong", None: "seen"}[right]
+    order = f"{_BY_A_PERSON}/{at.astimezone(dt.UTC).isoformat(timespec='milliseconds')}"
+    return msgspec.structs.replace(
+        alert, state=state, version=state.height, decided_by=None, order=order, right=right, note=f"{what}, says {person}"
+    )
 
 
 def unasked(alert: Alert) -> Alert:
@@ -91,6 +104,7 @@ def join_alerts(known: Alert | None, new: Alert) -> Alert:
         decided_by=decided.decided_by,
         note=decided.note,
         order=decided.order,
+        right=decided.right,
         late_by_s=late_by_s,
     )
 
@@ -109,13 +123,13 @@ def _order(alert: Alert) -> str:
     return alert.order or _PLACES.get(alert.state, _BY_A_PERSON)
 
 
-def _decision(alert: Alert) -> tuple[str, int, str, str]:
-    return _order(alert), alert.version, alert.decided_by or "", alert.note or ""
+def _decision(alert: Alert) -> tuple[str, int, str, str, str]:
+    return _order(alert), alert.version, alert.decided_by or "", alert.note or "", str(alert.right)
 
 
 def _raise_of(alert: Alert) -> str:
     """Names one raise among several of one alert; compares as text as they are preferred."""
     raised = msgspec.structs.replace(
-        alert, state=AlertState.RAISED, version=AlertState.RAISED.height, decided_by=None, note=None, order="", late_by_s=0.0
+        alert, state=AlertState.RAISED, version=AlertState.RAISED.height, decided_by=None, note=None, order="", late_by_s=0.0, right=None
     )
     return f"{int(alert.raised_by is Tier.LEAF)}.{alert.site}.{hashlib.sha256(raised.to_bytes()).hexdigest()[:16]}"

@@ -23,7 +23,8 @@ from schemas.records import InvalidRecord, Json, Record, shown
 MAX_WITNESSES = 100  # that an incident shows; it counts them all
 MAX_NAMES = 1000
 
-# What an incident is by what its alerts are, the first that any of them is: one retracted alert ends no event that another still shows.
+# What an incident is by what its alerts are, the first that any of them is: one retracted alert ends no event that another still shows,
+# and one that a person found wrong counts as retracted.
 _BY_WEIGHT = (AlertState.JUDGED, AlertState.CONFIRMED, AlertState.RAISED, AlertState.UNREVIEWED, AlertState.RETRACTED)
 
 
@@ -38,6 +39,7 @@ class Witness(msgspec.Struct, frozen=True, kw_only=True):
     state: AlertState
     score: Confidence
     late_by_s: Annotated[float, Meta(ge=0)] = 0.0
+    right: bool | None = None
 
 
 class Witnesses(Json):
@@ -188,7 +190,7 @@ def events(alerts: Iterable[Alert], gap_s: float) -> list[list[Alert]]:
 def incident_of(event: Sequence[Alert], place: str) -> Incident:
     """What one event is told as; its alerts come in the order of their times, at least one."""
     first = event[0]
-    states = {alert.state for alert in event}
+    states = {AlertState.RETRACTED if alert.right is False else alert.state for alert in event}
     state = next(state for state in _BY_WEIGHT if state in states)
     return Incident(
         id=incident_id(first.id),
@@ -214,6 +216,7 @@ def incident_of(event: Sequence[Alert], place: str) -> Incident:
                 state=alert.state,
                 score=alert.score,
                 late_by_s=alert.late_by_s,
+                right=alert.right,
             )
             for alert in event[:MAX_WITNESSES]
         ),

@@ -136,7 +136,7 @@ class Alert(Record, frozen=True, kw_only=True):
     when it fired; on entry and exit, how long ago the crossing was. `order` compares as text: of two messages of one alert the greater
     holds; it is empty as long as nothing has decided, else it begins with the order of the result that did. `late_by_s` is how long its
     frame had waited when it was raised, and how long the alert then waited for the link: durations by brokers' clocks, so that no clock at
-    the edge makes an alert late or new.
+    the edge makes an alert late or new. `right` is what a person who judged it says of it, if anything.
     """
 
     id: Name
@@ -160,6 +160,7 @@ class Alert(Record, frozen=True, kw_only=True):
     raised_by: Tier = Tier.LEAF
     order: Annotated[str, Meta(max_length=300)] = ""
     late_by_s: Annotated[float, Meta(ge=0)] = 0.0
+    right: bool | None = None
 
     @property
     def late(self) -> bool:
@@ -170,6 +171,8 @@ class Alert(Record, frozen=True, kw_only=True):
         check_id("Alert.record", self.record, self.source)
         if self.version != self.state.height:
             raise InvalidRecord(f"Alert.version is {self.version}: expected {self.state.height}, the height of state '{self.state}'")
+        if self.right is not None and self.state is not AlertState.JUDGED:
+            raise InvalidRecord(f"Alert.right is {self.right} with state '{self.state}': expected it with 'judged' only")
 
 
 class Reason(enum.StrEnum):

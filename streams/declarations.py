@@ -84,7 +84,9 @@ def leaf_topics(config: SiteConfig) -> Iterable[Topic]:
         cleanup="compact,delete",
         **_results(config),
     )
-    yield make("alerts", "alert id", "Alert", [_L, _J], [_L, _J, _K, _X], "rules that fired, and what became of each", **_alerts(config))
+    yield make(
+        "alerts", "alert id", "Alert", [_L, _J, _O], [_L, _J, _K, _X], "rules that fired, and what became of each", **_alerts(config)
+    )
     yield from _of_resolver(make, config)
     yield make(
         "alerts.evidence",

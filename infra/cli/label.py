@@ -12,10 +12,14 @@ import msgspec
 
 from infra.cli.clusters import clients_of, counted, explained
 from infra.cli.common import CommandFailed, config_option, err, json_option, load_config, me, out, print_json
+from infra.cli.lines import clean
+from schemas.config import SiteConfig
 from schemas.detections import Detection, Detections
 from schemas.identity import FOREIGN, InvalidIdentity, RecordId
 from schemas.labels import Label
+from schemas.messages import Tier
 from schemas.records import InvalidRecord
+from streams.topology import Role, Topology
 
 _CHUNK = 500
 MAX_LINE_BYTES = 1 << 20
@@ -55,7 +59,48 @@ def label() -> None:
     \b
     Examples:
       headwater label frames labels.jsonl --classes person
+      headwater label alert last wrong --by anna
     """
+
+
+@label.command()
+@click.argument("alert")
+@click.argument("verdict", type=click.Choice(["right", "wrong", "seen"]))
+@click.option("--by", metavar="NAME", help="Who judged; without it, you.")
+@config_option
+@json_option
+def alert(alert: str, verdict: str, by: str | None, config_path: str, as_json: bool) -> int:
+    """Judge an alert: it was right, wrong, or has been seen.
+
+    ALERT is its id, a beginning of it that is unique, or `last`. What a person says stands above any tier's answer, and of two judgements
+    the later one holds. An incident whose alerts are all wrong is retracted.
+
+    \b
+    Examples:
+      headwater label alert last right
+      headwater label alert alert-c3fd wrong --by anna
+    """
+    from schemas.alerts import judged_by
+    from streams import outputs
+    from streams.sink import Sink
+    from streams.story import find_alert, tell
+
+    config, topology = _leaf(config_path, "alerts are judged")
+    clients = clients_of(config.kafka, "label")
+    right = {"right": True, "wrong": False, "seen": None}[verdict]
+    with explained():
+        known = tell(topology, clients, find_alert(topology, clients, alert)).alert
+        judged = judged_by(known, by or me(), dt.datetime.now(dt.UTC), right)
+        sink = Sink(clients)
+        try:
+            sink.write_blocking([outputs.alert(topology.role(Role.OPERATOR).write("alerts"), judged)])
+        finally:
+            sink.close()
+    if as_json:
+        print_json({"alert": judged.id, "was": known.state, "right": right, "note": judged.note})
+    else:
+        out.print(f"{judged.id} of {clean(judged.source)} was {known.state}: {clean(judged.note or '')}")
+    return 0
 
 
 @label.command()
@@ -83,15 +128,11 @@ def frames(
       headwater label frames labels.jsonl --classes person --size 1920x1080
       my-annotator --export | headwater label frames - --by anna
     """
-    from schemas.messages import Tier
     from streams import outputs
     from streams.sink import Sink
-    from streams.topology import Role, Topology
 
-    config = load_config(config_path)
-    if config.tier_name is not Tier.LEAF:
-        raise CommandFailed(f"{config.name} is a {config.tier}: frames are labelled at their leaf, name its file with --config")
-    topic = Topology(config).role(Role.OPERATOR).write("labels")
+    config, topology = _leaf(config_path, "frames are labelled")
+    topic = topology.role(Role.OPERATOR).write("labels")
     written = 0
     labels = read(file, classes, size, by or me())
     with explained():
@@ -105,6 +146,13 @@ def frames(
             sink.close()
     print_json({"labels": written}) if as_json else out.print(f"{counted(written, 'label')} published to {topic.name}")
     return 0
+
+
+def _leaf(path: str, what: str) -> tuple[SiteConfig, Topology]:
+    config = load_config(path)
+    if config.tier_name is not Tier.LEAF:
+        raise CommandFailed(f"{config.name} is a {config.tier}: {what} at their leaf, name its file with --config")
+    return config, Topology(config)
 
 
 def read(lines: Iterable[bytes], classes: tuple[str, ...], size: tuple[float, float] | None, by: str) -> Iterator[Label]:

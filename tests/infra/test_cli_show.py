@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,18 @@ def test_what_cannot_be_shown_is_said(headwater: Run, site: Path, alert: Alert, 
     ran = headwater("show", *arguments, "-c", site)
     assert ran.code == 1
     assert told in ran.err
+
+
+def test_a_person_judges_an_alert_and_the_story_says_so(headwater: Run, site: Path, alert: Alert) -> None:
+    ran = headwater("label", "alert", "last", "wrong", "--by", "anna", "-c", site)
+    assert ran.code == 0, ran.err
+    assert "wrong, says anna" in ran.out
+    shown = headwater("show", "last", "-c", site, "--json")
+    assert json.loads(shown.out)["alert"]["note"] == "wrong, says anna"
+    ran = headwater("label", "alert", alert.id, "right", "--by", "ben", "-c", site, "--json")
+    assert json.loads(ran.out) == {"alert": alert.id, "was": "judged", "right": True, "note": "right, says ben"}
+    ran = headwater("label", "alert", "alert-none", "right", "-c", site)
+    assert (ran.code, "no alert" in ran.err) == (1, True)
 
 
 def test_nothing_was_raised_yet(headwater: Run, site: Path) -> None:

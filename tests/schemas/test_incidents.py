@@ -130,6 +130,15 @@ def test_an_incident_stands_as_long_as_any_of_its_alerts_does(states: tuple[str,
         assert (incident.state, incident.version) == (expected, AlertState(expected).height)
 
 
+def test_what_people_found_wrong_counts_as_retracted() -> None:
+    seen = {"state": AlertState.JUDGED, "right": None}
+    for rest, expected in (([], "retracted"), ([{"state": AlertState.RAISED}], "raised"), ([seen], "judged")):
+        found = [alert(n, n, **fields) for n, fields in enumerate([{"state": AlertState.JUDGED, "right": False}, *rest])]
+        (incident,) = told(events(found, GAP_S))
+        assert incident.state == expected
+        assert next(iter(incident.witnesses)).right is False
+
+
 def test_an_incident_is_old_news_only_if_nobody_told_of_it_in_time() -> None:
     late, early = alert(1, late_by_s=3600.0), alert(2, 1.0, late_by_s=0.2)
     assert told(events([late], GAP_S))[0].late

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from schemas.alerts import join_alerts, judge, lateness_s, latest, state_of
+from schemas.alerts import join_alerts, judge, judged_by, lateness_s, latest, state_of
 from schemas.detections import Detection, Detections
 from schemas.messages import LATE_S, LEAF_PREFERRED_RANK, Alert, AlertState, Result, Status, Tier, Verdict
 from schemas.records import InvalidRecord
@@ -234,6 +234,25 @@ def test_messages_of_different_alerts_do_not_join() -> None:
 
 
 JUDGED = msgspec.structs.replace(ALERT, state=AlertState.JUDGED, version=4)
+MORNING = dt.datetime(2026, 2, 1, 8, tzinfo=dt.UTC)
+BY_PEOPLE = [judged_by(ALERT, "anna", MORNING, False), judged_by(ALERT, "ben", MORNING + dt.timedelta(hours=1), True)]
+
+
+def test_a_person_says_whether_it_was_right_and_the_later_word_holds() -> None:
+    wrong, right = BY_PEOPLE
+    assert (wrong.state, wrong.right, wrong.note) == (AlertState.JUDGED, False, "wrong, says anna")
+    confirmed = judge(ALERT, result_of(answer([PERSON])))
+    assert confirmed is not None
+    assert latest(ALERT, confirmed, wrong) == latest(wrong, ALERT, confirmed)
+    assert latest(confirmed, wrong).right is False
+    assert latest(right, wrong, confirmed) == latest(wrong, right) == right
+    assert judge(right, result_of(answer([], tier=Tier.CLOUD, rank=30))) is None
+    again = judged_by(right, "anna", MORNING + dt.timedelta(hours=2), None)
+    assert (again.right, again.note) == (None, "seen, says anna")
+    assert latest(right, again) == again
+    assert Alert.from_bytes(wrong.to_bytes()) == wrong
+    with pytest.raises(InvalidRecord, match="with 'judged' only"):
+        msgspec.structs.replace(ALERT, right=True)
 
 
 @pytest.mark.parametrize("verdict", [PASSED, answer(), answer([PERSON]), answer([], tier=Tier.CLOUD, rank=30)])
@@ -343,7 +362,7 @@ def test_two_sites_whose_rules_of_one_name_differ_are_judged_by_the_one_that_hol
 
 messages = st.builds(
     lambda copy, verdict: copy if verdict is None else judge(copy, result_of(verdict)) or copy,
-    st.sampled_from([*COPIES, JUDGED, msgspec.structs.replace(JUDGED, note="no")]),
+    st.sampled_from([*COPIES, *BY_PEOPLE, JUDGED, msgspec.structs.replace(JUDGED, note="no")]),
     st.none() | st.sampled_from(ANSWERS),
 )
 
