@@ -129,7 +129,7 @@ def agree(
     """Whether a reader of either answer would do the same.
 
     Where a site has rules for the source, they say what is acted upon: the answers agree if every rule finds its object in both or in
-    neither, as `schemas.alerts.state_of` judges. Without rules a reader may act on any object: they agree if both hold the same ones.
+    neither, in its zone. Without rules a reader may act on any object: they agree if both hold the same ones.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from rich.text import Text
 from schemas.accounts import AccountSet
 from schemas.detections import Detection
 from schemas.incidents import Incident
+from schemas.labels import Label
 from schemas.messages import Alert, Answer, Control, Drop, EpochMark, Escalation, Position, Tier
 from streams.laws import size_text, time_text
 from streams.views import View
@@ -100,6 +101,9 @@ def summary(view: View) -> Text:
         text.append(f", {clean(value.reason)}" if value.reason else "")
     elif isinstance(value, Control):
         text.append(f"{value.site}: {value.inferences_per_s:g} looks a second at {value.input_side} px, says {value.region}")
+    elif isinstance(value, Label):
+        text.append(f"{clean(value.id)} shows {detections(value.objects)}")
+        text.append(f", of {', '.join(map(clean, value.classes))}" if value.classes else "").append(f"  by {clean(value.by)}", style="dim")
     elif isinstance(value, Position):
         text.append(f"{clean(value.topic)}/{value.partition} -> {value.next_offset}  by {clean(value.writer)}")
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from agents.cascade.agreement import SCORE
 from schemas.detections import Detections
 from schemas.labels import Label
 from schemas.messages import LEAF_PREFERRED_RANK, RANK, Status, Tier, Verdict
@@ -97,7 +98,7 @@ def test_where_labels_show_that_the_leaf_is_better_its_answers_hold(
 
 
 def labelled(right: Verdict) -> Label:
-    truly = Detections(msgspec.structs.replace(each, score=1.0) for each in right.detections)
+    truly = Detections(msgspec.structs.replace(each, score=1.0) for each in right.detections if each.score >= SCORE)
     return Label(id=right.id, source=right.source, objects=truly, by="test", at=dt.datetime.now(dt.UTC))
 
 
