@@ -194,7 +194,7 @@ class TwoSites:
             unaccounted=tuple(sorted(promised.difference(*ended.values()))),
             repeated_results=repeated,
             carried={name: _carried(leaf[name], region[_UP + name], explained[name]) for name in CARRIED},
-            leaf_pause_s=_pause(row.at_ms for row in leaf["verdicts"] if b'"unanswered"' not in (row.value or b"")),
+            leaf_pause_s=_pause(row.at_ms for row in leaf["verdicts"] if b'"seen"' in (row.value or b"")),  # not a deadline's
             region_pause_s=_pause(row.at_ms for row in region[_UP + "verdicts"]),
         )
 
