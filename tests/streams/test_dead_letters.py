@@ -90,7 +90,13 @@ def test_every_topic_with_dead_letters_takes_them_back_and_nothing_else_is_a_per
         role = topology.role(Role.OPERATOR)
         origins = {topic.name.removesuffix(".dlq") for topic in letter_topics(topology)}
         assert origins <= {topic.name for topic in role.writes()}
-        assert {topic.base for topic in role.writes() if topic.name not in origins} <= {"drops", "dlq.decisions", "link.orders", "up.drops"}
+        assert {topic.base for topic in role.writes() if topic.name not in origins} <= {
+            "drops",
+            "dlq.decisions",
+            "labels",
+            "link.orders",
+            "up.drops",
+        }
     assert "frames" in {topic.name.removesuffix(".dlq") for topic in letter_topics(TOPOLOGY)}
 
 
