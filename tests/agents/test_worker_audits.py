@@ -24,8 +24,8 @@ AWAY = {"region": {"bootstrap_servers": "127.0.0.1:9"}, "region_name": "region-1
 FRAMES = 150  # of each camera: 100 judged ones make an estimate, 135 a threshold
 
 
-def test_a_leaf_says_how_accurate_it_is(tools: ModuleType, site: Callable[..., Any], street: list[bytes]) -> None:
-    """The region agrees with whatever the leaf has answered, so every share is 1."""
+def asked_about_all(tools: ModuleType, site: Callable[..., Any], street: list[bytes]) -> tuple[Any, Any, Any, Any]:
+    """A leaf that audits every frame, once it has asked about `FRAMES` of each camera: site, reader, camera, agent."""
     leaf = site(
         link=AWAY,
         audit={"rate": 1.0},
@@ -39,6 +39,12 @@ def test_a_leaf_says_how_accurate_it_is(tools: ModuleType, site: Callable[..., A
     agent = leaf.start("agent")
     camera.shoot(FRAMES)
     reader.until(lambda: set(camera.manifest) <= {each for message in reader.records["escalations"] for each in audited(message)}, "asked")
+    return leaf, reader, camera, agent
+
+
+def test_a_leaf_says_how_accurate_it_is(tools: ModuleType, site: Callable[..., Any], street: list[bytes]) -> None:
+    """The region agrees with whatever the leaf has answered, so every share is 1."""
+    leaf, reader, _, agent = asked_about_all(tools, site, street)
     topic, sink = Topology(leaf.config).role(Role.LINK).write("region.verdicts"), Sink(Clients(leaf.config.kafka, "test"))
     sink.write_blocking([outputs.answer(topic, agreed(each)) for each in reader.values("verdicts")])
     sink.close()
@@ -62,19 +68,7 @@ def test_where_labels_show_that_the_leaf_is_better_its_answers_hold(
 ) -> None:
     """The region sees nothing, and labels say that the leaf was right: so from then on the leaf outranks it, and asks about its sample
     alone."""
-    leaf = site(
-        link=AWAY,
-        audit={"rate": 1.0},
-        policy={"inferences_per_s": 10_000.0, "budget_bytes_per_s": 100 << 20, "teach": False},
-        detector={"degrade": False},
-        ingress={"max_age_ms": 60_000},
-        evidence={"form": "frame", "side": 128, "quality": 20},
-    )
-    reader = tools.Reader(leaf, "verdicts", "escalations", "accuracy")
-    camera = tools.Camera(leaf, street)
-    agent = leaf.start("agent")
-    camera.shoot(FRAMES)
-    reader.until(lambda: set(camera.manifest) <= {each for message in reader.records["escalations"] for each in audited(message)}, "asked")
+    leaf, reader, camera, agent = asked_about_all(tools, site, street)
     topology, sink = Topology(leaf.config), Sink(Clients(leaf.config.kafka, "test"))
     answers, labels = topology.role(Role.LINK).write("region.verdicts"), topology.role(Role.OPERATOR).write("labels")
     right = [agreed(each) for each in reader.values("verdicts")]
